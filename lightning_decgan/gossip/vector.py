@@ -1,0 +1,195 @@
+"""Tensors of any dtype and shape as one flat buffer, so that one gossip is one message per neighbour.
+
+At high latency the number of messages costs more than the bytes: both players' parameters, whatever their dtypes,
+travel as the bytes of one `FlatBuffer`. This module copies and adds; it never decides when, and never talks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["FlatBuffer", "FlatVector", "describe_tensors"]
+
+# Every dtype's section begins at a multiple of this many bytes, so that its typed view is aligned.
+_ALIGNMENT_BYTES = 64
+
+
+def describe_tensors(named_tensors: Iterable[tuple[str, Tensor]], kind: str) -> list[str]:
+    """One line per tensor with its name, shape and dtype: what workers compare before they mix anything.
+
+    Example:
+        >>> describe_tensors([("weight", torch.zeros(2, 3))], "parameter")
+        ['parameter weight: shape (2, 3), float32']
+    """
+    return [
+        f"{kind} {name}: shape {tuple(tensor.shape)}, {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in named_tensors
+    ]
+
+
+@dataclass(frozen=True)
+class FlatBuffer:
+    """Memory for one flat vector, seen three ways.
+
+    Attributes:
+        bytes: the whole memory, `uint8`, what travels.
+        sections: the same memory as one flat tensor per dtype, what arithmetic is done on.
+        views: the same memory as one tensor per source tensor, in the vector's order, in the source's shape.
+    """
+
+    bytes: Tensor
+    sections: tuple[Tensor, ...]
+    views: tuple[Tensor, ...]
+
+    def copy_(self, other: FlatBuffer) -> FlatBuffer:
+        """Overwrite this buffer with another of the same layout."""
+        self.bytes.copy_(other.bytes)
+        return self
+
+    def add_(self, other: FlatBuffer) -> FlatBuffer:
+        """`self += other`, in every section."""
+        for mine, its in zip(self.sections, other.sections, strict=True):
+            mine.add_(its)
+        return self
+
+    def become_increment_(self, own: FlatBuffer, weight: float) -> FlatBuffer:
+        """`self <- weight * (self - own)`: what a neighbour's snapshot adds to ours.
+
+        Both ends of an edge compute this with the same weight from the same two snapshots, so the two results are
+        exact negatives of each other in floating point, and the mean of the two ends stays where it is.
+        """
+        for its, mine in zip(self.sections, own.sections, strict=True):
+            its.sub_(mine).mul_(weight)
+        return self
+
+    def distance_to(self, other: FlatBuffer) -> float:
+        """Euclidean distance to a buffer of the same layout, summed in float64.
+
+        Example:
+            >>> vector = FlatVector([("x", torch.tensor([3.0])), ("y", torch.tensor([4.0], dtype=torch.float64))])
+            >>> zeros = vector.new_buffer()
+            >>> vector.write(vector.new_buffer()).distance_to(zeros)
+            5.0
+        """
+        squares = 0.0
+        for mine, its in zip(self.sections, other.sections, strict=True):
+            squares += float((mine - its).abs().to(torch.float64).square_().sum())
+        return float(squares**0.5)
+
+
+class FlatVector:
+    """A fixed list of tensors that can be copied out to, and incremented from, one flat buffer.
+
+    The tensors' storages are never replaced: `write` reads them and `add_` changes them in place.
+
+    Args:
+        named_tensors: names and floating-point or complex tensors, in an order that is the same on every worker.
+        lookahead: what to add to a tensor to reach the point that is gossiped (the anchor), or `None` where the tensor
+            is that point. Optimistic optimizers take gradients at `Z = X - u`; for their parameters this returns `u`.
+
+    Raises:
+        TypeError: a tensor is neither floating-point nor complex; an average of it would mean nothing.
+        ValueError: a name or a tensor occurs twice.
+
+    Example:
+        >>> weight, bias = torch.ones(2, 2), torch.zeros(3, dtype=torch.float64)
+        >>> vector = FlatVector([("weight", weight), ("bias", bias)])
+        >>> buffer = vector.write(vector.new_buffer())
+        >>> [tuple(section.shape) for section in buffer.sections]
+        [(4,), (3,)]
+        >>> vector.add_(buffer)
+        >>> weight
+        tensor([[2., 2.],
+                [2., 2.]])
+    """
+
+    def __init__(
+        self,
+        named_tensors: Iterable[tuple[str, Tensor]],
+        lookahead: Callable[[Tensor], Tensor | None] | None = None,
+    ) -> None:
+        named = list(named_tensors)
+        self.names: tuple[str, ...] = tuple(name for name, _ in named)
+        self.tensors: tuple[Tensor, ...] = tuple(tensor for _, tensor in named)
+        self._lookahead = lookahead
+        for name, tensor in named:
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                raise TypeError(
+                    f"tensor '{name}' has dtype {tensor.dtype}; only floating-point and complex tensors can be averaged"
+                )
+        if len(set(self.names)) != len(named) or len({id(tensor) for tensor in self.tensors}) != len(named):
+            raise ValueError("every name and every tensor of a flat vector must occur once")
+        self.layout = tuple(describe_tensors(named, "tensor"))
+        self._slots, self._sections, self.size_bytes = _plan(self.tensors)
+        self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
+        # Off the CPU the many small copies stay on the device; one large copy crosses to the host.
+        self._staging = None if self.device.type == "cpu" else self._allocate(self.device)
+
+    @property
+    def tag(self) -> int:
+        """A number in [0, 2^31) made of names, shapes, dtypes and order: vectors that may be swapped share it.
+
+        A message whose tag nobody waits for is never delivered, so two workers whose layouts differ meet their
+        deadline and its error; with one tag for all, gloo ends the process when sizes differ.
+        """
+        return int.from_bytes(hashlib.sha256("\n".join(self.layout).encode()).digest()[:4]) >> 1
+
+    def new_buffer(self) -> FlatBuffer:
+        """A buffer of zeros in host memory (pinned when the tensors live on a GPU)."""
+        return self._allocate(torch.device("cpu"))
+
+    @torch.no_grad()
+    def write(self, buffer: FlatBuffer) -> FlatBuffer:
+        """Copy the anchors (the tensors plus their lookahead) into a buffer and return it."""
+        target = buffer if self._staging is None else self._staging
+        if self.tensors:
+            torch._foreach_copy_(target.views, self.tensors)
+        if self._lookahead is not None:
+            ahead = [(view, self._lookahead(t)) for view, t in zip(target.views, self.tensors, strict=True)]
+            moved = [(view, update) for view, update in ahead if update is not None]
+            if moved:
+                torch._foreach_add_([view for view, _ in moved], [update for _, update in moved])
+        return buffer if target is buffer else buffer.copy_(target)
+
+    @torch.no_grad()
+    def add_(self, buffer: FlatBuffer) -> None:
+        """Add a buffer to the tensors in place; the anchors move by the same amount."""
+        source = buffer if self._staging is None else self._staging.copy_(buffer)
+        if self.tensors:
+            torch._foreach_add_(self.tensors, source.views)
+
+    def _allocate(self, device: torch.device) -> FlatBuffer:
+        pin = device.type == "cpu" and self.device.type == "cuda"
+        memory = torch.zeros(self.size_bytes, dtype=torch.uint8, device=device, pin_memory=pin)
+        sections = tuple(
+            memory[start : start + count * dtype.itemsize].view(dtype) for dtype, start, count in self._sections
+        )
+        views = tuple(
+            sections[section][start : start + tensor.numel()].view(tensor.shape)
+            for (section, start), tensor in zip(self._slots, self.tensors, strict=True)
+        )
+        return FlatBuffer(memory, sections, views)
+
+
+def _plan(
+    tensors: Sequence[Tensor],
+) -> tuple[list[tuple[int, int]], list[tuple[torch.dtype, int, int]], int]:
+    """Where everything lies: per tensor (section, first element), per section (dtype, first byte, elements), bytes."""
+    dtypes = list(dict.fromkeys(tensor.dtype for tensor in tensors))
+    counts = [0] * len(dtypes)
+    slots = []
+    for tensor in tensors:
+        section = dtypes.index(tensor.dtype)
+        slots.append((section, counts[section]))
+        counts[section] += tensor.numel()
+    sections, end = [], 0
+    for dtype, count in zip(dtypes, counts, strict=True):
+        start = -(-end // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        sections.append((dtype, start, count))
+        end = start + count * dtype.itemsize
+    return slots, sections, end

@@ -1,0 +1,67 @@
+"""The private spots of Lightning and torch that this package has to touch, all in one place, each with its test.
+
+Lightning starts every training batch with a world-wide broadcast of a SIGTERM flag, and sends another from inside the
+signal handler. Over a slow network the first costs more than the training step; after a death the second never returns.
+Here both become local: every worker acts on the signal that it has received itself, as the launcher forwards it to all.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+__all__ = ["disarm_world_broadcasts", "loopback_store"]
+
+
+def disarm_world_broadcasts(trainer: Trainer) -> None:
+    """Replace Lightning's two SIGTERM broadcasts by local checks, for this trainer only.
+
+    Raises:
+        RuntimeError: Lightning no longer has these methods; this version of it has not been tested.
+    """
+    epoch_loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
+    for owner, method in ((epoch_loop, "_broadcast_sigterm_tensor"), (connector, "_sigterm_notifier_fn")):
+        if not hasattr(owner, method):
+            raise RuntimeError(
+                f"this version of Lightning has no {type(owner).__name__}.{method}; install a version that"
+                " lightning_decgan supports (see its pyproject.toml)"
+            )
+
+    def stop_if_terminated() -> None:
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+    def note_sigterm(signum: int, _: FrameType | None) -> None:
+        launcher = trainer.strategy.launcher
+        if not connector.received_sigterm and launcher is not None:
+            launcher.kill(signum)
+        connector.received_sigterm = True
+
+    epoch_loop._broadcast_sigterm_tensor = stop_if_terminated
+    connector._sigterm_notifier_fn = note_sigterm
+
+
+def loopback_store(port: int, workers: int, rank: int, timeout: timedelta) -> dist.TCPStore:
+    """The rendezvous of workers on one machine, listening on 127.0.0.1 alone.
+
+    torch's own store listens on all interfaces and asks nobody who they are.
+    """
+    if rank != 0:
+        return dist.TCPStore("127.0.0.1", port, workers, is_master=False, timeout=timeout)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(workers * 8)
+    # The store takes the descriptor over; detach, so that it is not closed twice.
+    return dist.TCPStore(
+        "127.0.0.1", port, workers, is_master=True, timeout=timeout, wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip

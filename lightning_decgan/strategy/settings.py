@@ -1,0 +1,47 @@
+"""Checks of the strategy's settings: an error at once that names the argument, what was found, what would be valid."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+__all__ = ["check_settings"]
+
+_CHOICES = {
+    "buffers": ("local", "average"),
+    "evaluate": ("consensus", "local"),
+    "start_method": ("popen", "spawn", "fork", "forkserver"),
+}
+_LEAST = {"rounds": 1, "gossip_every": 1, "seed": 0}
+
+
+def check_settings(**settings: Any) -> None:
+    """Check the settings that are given, by name.
+
+    Raises:
+        TypeError: a setting is of the wrong type.
+        ValueError: a setting is out of its range or not one of its choices.
+
+    Example:
+        >>> check_settings(rounds=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: rounds must be an integer >= 1, found 0
+    """
+    for name, found in settings.items():
+        if name in _LEAST:
+            if isinstance(found, bool) or not isinstance(found, int):
+                raise TypeError(f"{name} must be an integer >= {_LEAST[name]}, found {found!r}")
+            if found < _LEAST[name]:
+                raise ValueError(f"{name} must be an integer >= {_LEAST[name]}, found {found}")
+        elif name in _CHOICES:
+            if found not in _CHOICES[name]:
+                valid = " or ".join(repr(choice) for choice in _CHOICES[name])
+                raise ValueError(f"{name} must be {valid}, found {found!r}")
+        elif name.endswith("timeout"):
+            if not isinstance(found, timedelta):
+                raise TypeError(f"{name} must be a datetime.timedelta such as timedelta(seconds=30), found {found!r}")
+            if found <= timedelta(0):
+                raise ValueError(f"{name} must be longer than zero, found {found}")
+        elif name == "overlap" and not isinstance(found, bool):
+            raise TypeError(f"overlap must be True or False, found {found!r}")
