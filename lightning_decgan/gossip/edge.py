@@ -7,6 +7,7 @@ unpickles what it carries.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterable
@@ -18,6 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ["Edge", "EdgeError", "GlooEdge", "Swap", "connect_edges"]
+
+# A process may link up several times over one store (a second fit); every worker counts the same, so keys never clash.
+_generations = itertools.count()
+
 
 
 class EdgeError(RuntimeError):
@@ -109,7 +114,7 @@ class GlooEdge:
 
 
 def connect_edges(
-    worker: int, workers: int, neighbors: Iterable[int], timeout: timedelta, name: str = "gossip"
+    worker: int, workers: int, neighbors: Iterable[int], timeout: timedelta
 ) -> dict[int, GlooEdge]:
     """Bring up one private group per neighbour; every worker of the default process group must call this.
 
@@ -118,7 +123,6 @@ def connect_edges(
         workers: number of workers.
         neighbors: the ranks to link to; neighbourhood must be mutual.
         timeout: deadline for connecting one edge.
-        name: keeps the keys of several sets of edges apart in the store.
 
     Returns:
         The edges by neighbour.
@@ -128,7 +132,7 @@ def connect_edges(
     """
     if workers == 1:
         return {}
-    store = dist.distributed_c10d._get_default_store()
+    store = dist.PrefixStore(f"gossip/{next(_generations)}", dist.distributed_c10d._get_default_store())
     options = dist.ProcessGroupGloo._Options()
     options._devices = [_device()]  # one listener and one I/O thread for all edges of this worker
     options._timeout = timeout
@@ -141,7 +145,7 @@ def connect_edges(
         started = time.monotonic()
         try:
             group = dist.ProcessGroupGloo(
-                dist.PrefixStore(f"{name}/{low}-{high}", store), int(worker == high), 2, options
+                dist.PrefixStore(f"{low}-{high}", store), int(worker == high), 2, options
             )
         except (RuntimeError, dist.DistError) as error:
             raise EdgeError(

@@ -220,6 +220,10 @@ class Gossiper:
         self.totals.add(self.last_report)
         return self.last_report
 
+    def settle(self) -> GossipReport | None:
+        """Wait for the exchange in flight, if there is one, and leave its increments due at the next step."""
+        return None if self._pending is None else self._pending.result()
+
     def relayout(self, vector: FlatVector, exchange: Exchange) -> None:
         """Go on with another set of tensors; what is in flight is finished with the old one."""
         self.finish()
@@ -227,7 +231,7 @@ class Gossiper:
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the increments in flight; waits for them and leaves them due, so that training is unchanged."""
-        report = None if self._pending is None else self._pending.result()
+        report = self.settle()
         return {
             "totals": vars(self.totals).copy(),
             "gossips": self._gossips,
@@ -262,7 +266,8 @@ class Gossiper:
 
     def close(self) -> None:
         """Let the exchange in flight end (its deadline bounds that) and stop the thread."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        # Not cancelled, though nobody here needs it any more: the neighbours' half of it does.
+        self._thread.shutdown(wait=True)
 
     def _start(self) -> None:
         self.vector.write(self.exchange.snapshot)

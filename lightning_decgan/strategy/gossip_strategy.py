@@ -11,7 +11,7 @@ import os
 import random
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_decgan.gossip import (
+    Edge,
     Exchange,
     FlatVector,
     Gossiper,
@@ -156,8 +157,8 @@ class DecentralizedGossipStrategy(DDPStrategy):
         self._topology: Topology | None = None
         self._gossiper: Gossiper | None = None
         self._gossiped_parameters = 0
-        self._edges: dict = {}
-        self._fits = 0
+        self._edges: Mapping[int, Edge] = {}
+        self._has_fitted = False
         self._consensus = Consensus()
         self._restored: dict[str, Any] | None = None
         self._random_state_before_evaluation: dict[str, Any] | None = None
@@ -252,19 +253,17 @@ class DecentralizedGossipStrategy(DDPStrategy):
         world.compare_workers(self._description())
         module = self.lightning_module
         assert module is not None
-        if fitting or self.evaluate == "consensus" or not self._fits:
+        if fitting or self.evaluate == "consensus" or not self._has_fitted:
             world.broadcast_from_zero([*module.parameters(), *module.buffers()])
         self.setup_precision_plugin()
         if fitting:
             _optimizers_to_device(self.optimizers, self.root_device)
             _draw_own_random_numbers(self.global_rank)
-            self._fits += 1
+            self._has_fitted = True
             self._consensus = Consensus()
             timeout = max(self.gossip_timeout, _CONNECT_TIMEOUT)
             neighbors = self.topology.links(self.global_rank)
-            self._edges = connect_edges(
-                self.global_rank, self.world_size, neighbors, timeout, name=f"gossip/{self._fits}"
-            )  # type: ignore[assignment]
+            self._edges = connect_edges(self.global_rank, self.world_size, neighbors, timeout)
             vector, exchange = self._layout()
             self._gossiper = Gossiper(vector, exchange, overlap=self.overlap, every=self.gossip_every)
 
@@ -337,6 +336,8 @@ class DecentralizedGossipStrategy(DDPStrategy):
     @override
     def on_train_end(self) -> None:
         assert self.lightning_module is not None
+        if self._gossiper is not None:
+            self._gossiper.settle()
         if self.evaluate == "consensus":
             self._consensus.put_on(self.lightning_module)
 
