@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch.distributed as dist
 from torch import Tensor
@@ -22,7 +22,6 @@ __all__ = ["Edge", "EdgeError", "GlooEdge", "Swap", "connect_edges"]
 
 # A process may link up several times over one store (a second fit); every worker counts the same, so keys never clash.
 _generations = itertools.count()
-
 
 
 class EdgeError(RuntimeError):
@@ -113,9 +112,7 @@ class GlooEdge:
         return _GlooSwap(self, (receive, send), started)
 
 
-def connect_edges(
-    worker: int, workers: int, neighbors: Iterable[int], timeout: timedelta
-) -> dict[int, GlooEdge]:
+def connect_edges(worker: int, workers: int, neighbors: Iterable[int], timeout: timedelta) -> dict[int, GlooEdge]:
     """Bring up one private group per neighbour; every worker of the default process group must call this.
 
     Args:
@@ -133,7 +130,7 @@ def connect_edges(
     if workers == 1:
         return {}
     store = dist.PrefixStore(f"gossip/{next(_generations)}", dist.distributed_c10d._get_default_store())
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [_device()]  # one listener and one I/O thread for all edges of this worker
     options._timeout = timeout
     options._threads = 1
@@ -144,9 +141,7 @@ def connect_edges(
         low, high = min(worker, neighbor), max(worker, neighbor)
         started = time.monotonic()
         try:
-            group = dist.ProcessGroupGloo(
-                dist.PrefixStore(f"{low}-{high}", store), int(worker == high), 2, options
-            )
+            group = dist.ProcessGroupGloo(dist.PrefixStore(f"{low}-{high}", store), int(worker == high), 2, options)
         except (RuntimeError, dist.DistError) as error:
             raise EdgeError(
                 f"worker {worker} could not reach neighbour {neighbor} within {time.monotonic() - started:.1f} s (edge"
@@ -155,7 +150,7 @@ def connect_edges(
                 worker,
                 neighbor,
             ) from error
-        edges[neighbor] = GlooEdge(worker, neighbor, group)
+        edges[neighbor] = GlooEdge(worker, neighbor, cast(dist.ProcessGroup, group))  # torch's stubs call it a Backend
     return edges
 
 

@@ -5,8 +5,8 @@ A round of gossip at worker i, with snapshots s and a symmetric doubly stochasti
     x_i += sum_j W[i, j] (s_j - s_i)
 
 Both ends of an edge add opposite amounts, so the mean over workers never moves. One `Exchange` is the t rounds of one
-gossip on copies of the parameters; the `Gossiper` decides when a snapshot is taken and when the increments of a finished
-exchange are added to the live parameters. It knows nothing of Lightning, of losses, or of how an optimizer works.
+gossip on copies of the parameters; the `Gossiper` decides when a snapshot is taken and when the increments of a
+finished exchange are added to the live parameters. It knows nothing of Lightning, of losses, or of optimizers' rules.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
-
-import torch
 
 from lightning_decgan.gossip.edge import Edge, EdgeError
 from lightning_decgan.gossip.vector import FlatBuffer, FlatVector
@@ -159,9 +157,9 @@ class Exchange:
 class Gossiper:
     """Takes a snapshot when a batch has stepped and adds what its exchange yields.
 
-    Exact order (`overlap=False`, the paper's): the exchange of a step's snapshot is finished within that step,
-    `X_k = W^t X_{k-1} - u_k` with the gradient of u_k taken after mixing. Overlapped: it runs while the next gradient is
-    computed and is finished after the next update, `Z_k = X_{k-1} - u_{k-1}`, `X_k = W^t X_{k-1} - u_k`. Either way the
+    `X_k = W^t X_{k-1} - u_k` in both orders. In the exact one (`overlap=False`, the paper's) the exchange of X_{k-1} is
+    finished within step k - 1, so the gradient of u_k is taken at `Z_k = W^t X_{k-1} - u_{k-1}`. Overlapped, it runs
+    while that gradient is computed, at `Z_k = X_{k-1} - u_{k-1}`, and is finished after the update. Either way the
     increments are added to the live parameters in place, which moves the anchors by the same amount.
 
     Args:

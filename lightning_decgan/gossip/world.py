@@ -101,9 +101,7 @@ def gather_bytes(payload: bytes) -> list[bytes]:
         padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
     everyone = [torch.zeros_like(padded, device=device) for _ in range(workers)]
     dist.all_gather(everyone, padded.to(device))
-    return [
-        bytes(one.cpu().numpy().tobytes()[: int(size)]) for one, size in zip(everyone, sizes, strict=True)
-    ]
+    return [bytes(one.cpu().numpy().tobytes()[: int(size)]) for one, size in zip(everyone, sizes, strict=True)]
 
 
 def all_equal(payload: bytes) -> bool:

@@ -1,8 +1,9 @@
 """A checkpoint of a decentralized run: one ordinary file with the consensus, and beside it one shard a worker.
 
-`x.ckpt` loads anywhere. `x.ckpt.workers/` holds what each worker needs to go on bit for bit. Shards are named by their own
-SHA-256 and listed, with sizes and sums, inside `x.ckpt`: they are complete before that one file appears by a rename, so a
-checkpoint is there whole or not at all, also when it replaces an older one of the same name. Nothing is unpickled.
+`x.ckpt` loads anywhere. `x.ckpt.workers/` holds what each worker needs to go on bit for bit. Shards are named by their
+own SHA-256 and listed, with sizes and sums, inside `x.ckpt`: they are complete before that one file appears by a
+rename, so a checkpoint is there whole or not at all, also when it replaces an older one of the same name. Nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from fsspec.core import url_to_fs
@@ -164,7 +165,7 @@ def _write_shard(path: str | os.PathLike, worker: int, shard: Mapping[str, Any])
     try:
         with fs.open(unfinished, "wb") as file:
             hashing = _HashingFile(file)
-            torch.save(dict(shard), hashing)
+            torch.save(dict(shard), cast(IO[bytes], hashing))
         name = f"worker-{worker}.{hashing.hexdigest()[:16]}.pt"
         fs.mv(unfinished, f"{directory}/{name}")
     except BaseException:

@@ -45,8 +45,9 @@ def disarm_world_broadcasts(trainer: Trainer) -> None:
             launcher.kill(signum)
         connector.received_sigterm = True
 
-    epoch_loop._broadcast_sigterm_tensor = stop_if_terminated
-    connector._sigterm_notifier_fn = note_sigterm
+    # On the instances: other trainers of this process keep what they have.
+    setattr(epoch_loop, "_broadcast_sigterm_tensor", stop_if_terminated)  # noqa: B010
+    setattr(connector, "_sigterm_notifier_fn", note_sigterm)  # noqa: B010
 
 
 def loopback_store(port: int, workers: int, rank: int, timeout: timedelta) -> dist.TCPStore:

@@ -7,18 +7,13 @@ No mathematics here, and nothing that touches a socket. The way of a batch is `t
 
 from __future__ import annotations
 
-import os
-import random
-import socket
-import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import Accelerator
@@ -26,7 +21,6 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -45,18 +39,24 @@ from lightning_decgan.gossip import (
 )
 from lightning_decgan.strategy import checkpoint as checkpoints
 from lightning_decgan.strategy import resume
-from lightning_decgan.strategy.compat import disarm_world_broadcasts, loopback_store
+from lightning_decgan.strategy.compat import disarm_world_broadcasts
 from lightning_decgan.strategy.evaluation import Consensus, copy_state_dict
+from lightning_decgan.strategy.layout import count_optimized, gossiped_vector
 from lightning_decgan.strategy.settings import check_settings
+from lightning_decgan.strategy.start import (
+    check_finite,
+    draw_own_random_numbers,
+    init_loopback_group,
+    stays_on_this_machine,
+)
 from lightning_decgan.topology import Topology, build_topology
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch import Trainer
 
 __all__ = ["DecentralizedGossipStrategy"]
 
 _T = TypeVar("_T")
-_LOOPBACK = ("127.0.0.1", "localhost")
 # Connecting an edge has been seen to take 5 s on an idle machine, so a short gossip deadline does not apply to it.
 _CONNECT_TIMEOUT = timedelta(seconds=30)
 
@@ -64,11 +64,11 @@ _CONNECT_TIMEOUT = timedelta(seconds=30)
 class DecentralizedGossipStrategy(DDPStrategy):
     r"""Trains any LightningModule decentralized: neighbour gossip of parameters instead of an all-reduce of gradients.
 
-    Every worker keeps its own copy of the model and trains on its own shard of the data. When a batch has stepped, worker
-    i swaps a snapshot of its parameters with its neighbours and moves towards them, :math:`x_i \leftarrow \sum_j W_{ij}
-    x_j`, with a doubly stochastic mixing matrix W, t rounds an iteration. With the optimizers of
-    `lightning_decgan.optim` this is DPOSG; with any other it is decentralized SGD. Between two evaluations a worker talks
-    to its neighbours only. Workers start from worker 0's weights and draw different random numbers.
+    Every worker keeps its own copy of the model and trains on its own shard of the data. When a batch has stepped,
+    worker i swaps a snapshot of its parameters with its neighbours and moves towards them, :math:`x_i \leftarrow \sum_j
+    W_{ij} x_j`, with a doubly stochastic mixing matrix W, t rounds an iteration. With the optimizers of
+    `lightning_decgan.optim` this is DPOSG; with any other it is decentralized SGD. Between two evaluations a worker
+    talks to its neighbours only. Workers start from worker 0's weights and draw different random numbers.
 
     Args:
         topology: who talks to whom: a name (`"ring"`, `"exponential"`, `"one_peer_exponential"`, `"random_matching"`,
@@ -81,11 +81,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
         evaluate: validate with the average of all workers, `"consensus"`, or with each worker's own model, `"local"`.
         seed: of random topologies; all workers draw the same without talking.
         timeout: deadline of one gossip round; a neighbour that misses it ends the run with an error naming the edge.
-        accelerator: as for any Lightning strategy.
-        parallel_devices: as for any Lightning strategy.
-        cluster_environment: as for any Lightning strategy.
-        checkpoint_io: as for any Lightning strategy.
-        precision_plugin: as for any Lightning strategy.
+        accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as for `DDPStrategy`.
         process_group_backend: of the default group, which serves evaluation and users' own collectives.
         world_timeout: deadline of that group's collectives.
         start_method: `"popen"`, `"spawn"`, `"fork"` or `"forkserver"`.
@@ -151,7 +147,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
         )
         self.rounds, self.overlap, self.gossip_every = rounds, overlap, gossip_every
         self.buffers, self.evaluate, self.seed = buffers, evaluate, seed
-        self.gossip_timeout = timeout
+        self.gossip_timeout, self._world_timeout = timeout, world_timeout
         self.measure_neighbor_distance_every_steps = 0
         self._topology_spec = topology
         self._topology: Topology | None = None
@@ -213,7 +209,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
     @override
     def setup_environment(self) -> None:
         assert self.lightning_module is not None
-        _check_finite(self.lightning_module)
+        check_finite(self.lightning_module)
         disarm_world_broadcasts(self.lightning_module.trainer)
         super().setup_environment()
 
@@ -221,24 +217,13 @@ class DecentralizedGossipStrategy(DDPStrategy):
     def setup_distributed(self) -> None:
         environment = self.cluster_environment
         assert environment is not None
-        if environment.creates_processes_externally or environment.main_address not in _LOOPBACK or self.num_nodes > 1:
+        if not stays_on_this_machine(environment, self.num_nodes):
             super().setup_distributed()
             return
         reset_seed()
         self.set_world_ranks()
         self._process_group_backend = self._get_process_group_backend()
-        arguments: dict[str, Any] = {"timeout": self._timeout}
-        if self.root_device.type != "cpu":
-            arguments["device_id"] = self.root_device
-        if not torch.distributed.is_initialized():
-            # All workers are on this machine: listen to nobody else.
-            loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-            if loopback:
-                os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-            arguments["store"] = loopback_store(
-                environment.main_port, environment.world_size(), environment.global_rank(), self._timeout
-            )
-        _init_dist_connection(environment, self._process_group_backend, **arguments)
+        init_loopback_group(environment, self._process_group_backend, self._world_timeout, self.root_device)
 
     @override
     def setup(self, trainer: Trainer) -> None:
@@ -258,7 +243,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
         self.setup_precision_plugin()
         if fitting:
             _optimizers_to_device(self.optimizers, self.root_device)
-            _draw_own_random_numbers(self.global_rank)
+            draw_own_random_numbers(self.global_rank)
             self._has_fitted = True
             self._consensus = Consensus()
             timeout = max(self.gossip_timeout, _CONNECT_TIMEOUT)
@@ -310,7 +295,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
         gossiper = self._gossiper
         if gossiper is None:
             return
-        if self._count_optimized() != self._gossiped_parameters:
+        if count_optimized(self.optimizers) != self._gossiped_parameters:
             gossiper.relayout(*self._layout())
         gossiper.measure_distance_every = self.measure_neighbor_distance_every_steps
         gossiper.step()
@@ -349,12 +334,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
             if not trainer.training:
                 resume.keep_random_state(dataloader)
             elif self._restored is not None:
-                state = self._restored["random"]
-                progress = trainer.fit_loop.epoch_loop.batch_progress
-                resume.skip_seen_batches(
-                    dataloader, lambda: progress.current.ready, lambda: resume.set_random_state(state)
-                )
-                warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch.*")
+                resume.continue_where_it_stopped(dataloader, trainer, self._restored["random"])
         return dataloader
 
     # ---- checkpoints ----
@@ -369,7 +349,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
 
     @override
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | os.PathLike, storage_options: Any | None = None
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
         manifest = None
         if self._gossiper is not None and "optimizer_states" in checkpoint:
@@ -382,7 +362,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
             checkpoints.remove_shards(filepath, keep=manifest)
 
     @override
-    def load_checkpoint(self, checkpoint_path: str | os.PathLike, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint = super().load_checkpoint(checkpoint_path, weights_only=True)
         manifest = checkpoints.verify(checkpoint_path, checkpoint)
         self._restored = None
@@ -399,7 +379,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
         return checkpoint | {"state_dict": shard["state_dict"]} | shard["checkpoint"]
 
     @override
-    def remove_checkpoint(self, filepath: str | os.PathLike) -> None:
+    def remove_checkpoint(self, filepath: str | Path) -> None:
         super().remove_checkpoint(filepath)
         if self.local_rank == 0:
             checkpoints.remove_shards(filepath)
@@ -444,30 +424,10 @@ class DecentralizedGossipStrategy(DDPStrategy):
     def _is_fitting(self) -> bool:
         return self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
 
-    def _count_optimized(self) -> int:
-        return sum(len(group["params"]) for optimizer in self.optimizers for group in optimizer.param_groups)
-
     def _layout(self) -> tuple[FlatVector, Exchange]:
-        """Everything that an optimizer holds, and with `buffers="average"` the floating-point buffers."""
         assert self.lightning_module is not None
-        self._gossiped_parameters = self._count_optimized()
-        holders = {
-            parameter: optimizer
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        named: list[tuple[str, Tensor]] = [
-            (name, parameter) for name, parameter in self.lightning_module.named_parameters() if parameter in holders
-        ]
-        if self.buffers == "average":
-            named += [(n, b) for n, b in self.lightning_module.named_buffers() if b.is_floating_point()]
-
-        def lookahead(tensor: Tensor) -> Tensor | None:
-            optimizer = holders.get(tensor)  # type: ignore[call-overload]
-            return optimizer.lookahead(tensor) if hasattr(optimizer, "lookahead") else None
-
-        vector = FlatVector(named, lookahead)
+        self._gossiped_parameters = count_optimized(self.optimizers)
+        vector = gossiped_vector(self.lightning_module, self.optimizers, self.buffers)
         exchange = Exchange(vector, self.topology, self._edges, self.global_rank, self.rounds, self.gossip_timeout)
         return vector, exchange
 
@@ -478,29 +438,8 @@ class DecentralizedGossipStrategy(DDPStrategy):
         return [
             *describe_tensors(module.named_parameters(), "parameter"),
             *describe_tensors(module.named_buffers(), "buffer"),
-            f"parameters held by optimizers: {self._count_optimized()}",
+            f"parameters held by optimizers: {count_optimized(self.optimizers)}",
             f"topology: {self.topology.describe()}",
-            f"rounds: {self.rounds}, overlap: {self.overlap}, gossip_every: {self.gossip_every}, buffers: {self.buffers}",
+            f"rounds: {self.rounds}, overlap: {self.overlap}, gossip_every: {self.gossip_every}",
+            f"buffers: {self.buffers}",
         ]
-
-
-def _check_finite(module: LightningModule) -> None:
-    """Refuse a model that would poison its neighbours from the first gossip on."""
-    for name, parameter in module.named_parameters():
-        if isinstance(parameter, torch.nn.UninitializedParameter) or parameter.is_meta:
-            continue
-        if not bool(torch.isfinite(parameter).all()):
-            count = int((~torch.isfinite(parameter)).sum())
-            raise ValueError(
-                f"parameter '{name}' holds {count} values that are NaN or infinite; gossip would spread them to every"
-                " worker. All weights must be finite before training."
-            )
-
-
-def _draw_own_random_numbers(worker: int) -> None:
-    """Give every worker random numbers of its own: with one seed for all, every GAN would see the same noise."""
-    if worker:
-        seed = int(np.random.SeedSequence((torch.initial_seed() % 2**64, worker)).generate_state(1)[0])
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)

@@ -7,15 +7,24 @@ batch, puts the saved random states back. Evaluation is kept from drawing random
 
 from __future__ import annotations
 
+import functools
 import random
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-__all__ = ["get_random_state", "keep_random_state", "set_random_state", "skip_seen_batches"]
+__all__ = [
+    "continue_where_it_stopped",
+    "get_random_state",
+    "keep_random_state",
+    "set_random_state",
+    "skip_seen_batches",
+]
 
 
 def get_random_state() -> dict[str, Any]:
@@ -32,7 +41,13 @@ def get_random_state() -> dict[str, Any]:
     algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": [version, list(internal), gauss],
-        "numpy": [str(algorithm), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            str(algorithm),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None,
     }
@@ -74,6 +89,14 @@ def skip_seen_batches(loader: DataLoader, seen: Callable[[], int], then: Callabl
     _intercept_iteration(loader, iterate)
 
 
+def continue_where_it_stopped(loader: DataLoader, trainer: Trainer, random_state: dict[str, Any]) -> None:
+    """Let a resumed run's training loader, and every generator, give what would have come next."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    skip_seen_batches(loader, lambda: progress.current.ready, lambda: set_random_state(random_state))
+    # Lightning warns that such a loader cannot be resumed in the middle of an epoch; this one now can.
+    warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch.*")
+
+
 def keep_random_state(loader: DataLoader) -> None:
     """Let the loader's iterations begin without advancing the process's random numbers (a DataLoader draws a seed)."""
 
@@ -86,17 +109,15 @@ def keep_random_state(loader: DataLoader) -> None:
     _intercept_iteration(loader, iterate)
 
 
-def _intercept_iteration(
-    loader: DataLoader, iterate: Callable[[Callable[[], Iterator[Any]]], Iterator[Any]]
-) -> None:
+def _intercept_iteration(loader: DataLoader, iterate: Callable[[Callable[[], Iterator[Any]]], Iterator[Any]]) -> None:
     """Route `iter(loader)` of this one instance through `iterate`; `iter()` looks `__iter__` up on the class."""
     cls = type(loader)
     if not getattr(cls, "_interceptable", False):
 
         def __iter__(self: Any) -> Iterator[Any]:
-            original = cast("Callable[[], Iterator[Any]]", super(subclass, self).__iter__)
+            original = functools.partial(cls.__iter__, self)
             return self._iterate(original) if "_iterate" in self.__dict__ else original()
 
-        subclass = type(cls.__name__, (cls,), {"__iter__": __iter__, "_interceptable": True, "__module__": cls.__module__})
-        loader.__class__ = subclass
+        members = {"__iter__": __iter__, "_interceptable": True, "__module__": cls.__module__}
+        loader.__class__ = type(cls.__name__, (cls,), members)
     loader.__dict__["_iterate"] = iterate

@@ -22,7 +22,7 @@ WORKERS, SIZE, STEPS, LR = 4, 3, 60, 0.1
 
 
 def _game(worker: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Worker's own bilinear game f_i(x, y) = x^T A_i y + b_i^T x - c_i^T y; the mean of the A_i is near the identity."""
+    """Worker's own bilinear game f_i(x, y) = x^T A_i y + b_i^T x - c_i^T y, with A_i near the identity."""
     rng = np.random.default_rng(worker)
     a = np.eye(SIZE) + 0.3 * rng.standard_normal((SIZE, SIZE))
     return a, rng.standard_normal(SIZE), rng.standard_normal(SIZE)

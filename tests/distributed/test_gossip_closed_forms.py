@@ -36,7 +36,7 @@ def _gossip(cases: list[tuple[object, int, bool]]) -> list[list[list[torch.Tenso
     dist.init_process_group("gloo", timeout=TIMEOUT)
     worker, workers = dist.get_rank(), dist.get_world_size()
     trajectories = []
-    for case, (spec, rounds, overlap) in enumerate(cases):
+    for spec, rounds, overlap in cases:
         topology = build_topology(spec, workers, seed=3, rounds=rounds)
         tensors = _initial(worker)
         vector = FlatVector([(str(i), tensor) for i, tensor in enumerate(tensors)])
@@ -122,9 +122,7 @@ def _one_worker_stops_gossiping(overlap: bool) -> tuple[str, float]:
     tensor = torch.zeros(10)
     vector = FlatVector([("x", tensor)])
     edges = connect_edges(worker, 3, topology.links(worker), TIMEOUT)
-    gossiper = Gossiper(
-        vector, Exchange(vector, topology, edges, worker, 1, timedelta(seconds=2)), overlap=overlap
-    )
+    gossiper = Gossiper(vector, Exchange(vector, topology, edges, worker, 1, timedelta(seconds=2)), overlap=overlap)
     gossiper.step()
     if overlap:
         gossiper.finish()
@@ -153,9 +151,7 @@ def _with_other_layouts() -> str:
     topology = build_topology("ring", 2)
     vector = FlatVector([("x", torch.zeros(10 + worker))])
     edges = connect_edges(worker, 2, topology.links(worker), TIMEOUT)
-    gossiper = Gossiper(
-        vector, Exchange(vector, topology, edges, worker, 1, timedelta(seconds=1)), overlap=False
-    )
+    gossiper = Gossiper(vector, Exchange(vector, topology, edges, worker, 1, timedelta(seconds=1)), overlap=False)
     try:
         gossiper.step()
     except EdgeError as error:

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# Imported once in the fork server, so that a worker starts in milliseconds and not in the seconds an import of torch takes.
-_CONTEXT.set_forkserver_preload(["lightning.pytorch", "lightning_decgan.strategy.gossip_strategy", "lightning_decgan.gan"])
+# Imported once in the fork server, so that a worker starts in milliseconds and not in the seconds that torch takes.
+_CONTEXT.set_forkserver_preload(
+    ["lightning.pytorch", "lightning_decgan.strategy.gossip_strategy", "lightning_decgan.gan"]
+)
 
 
 class WorkerFailed(AssertionError):
@@ -35,7 +37,9 @@ def start_workers(workers: int, function: Callable[..., Any], *args: Any) -> tup
     results = _CONTEXT.Queue()
     port = free_port()
     processes = [
-        _CONTEXT.Process(target=_main, args=(results, rank, workers, port, list(sys.path), function, args), daemon=False)
+        _CONTEXT.Process(
+            target=_main, args=(results, rank, workers, port, list(sys.path), function, args), daemon=False
+        )
         for rank in range(workers)
     ]
     for process in processes:

@@ -1,0 +1,46 @@
+# Every target sets itself up on a fresh machine: a virtual environment in .venv, the constrained install, then the job.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# One thread a worker: four workers on two cores would otherwise fight for them.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-unit lint format docs wheel clean help
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(READY)  ## four workers learn to draw digits, decentralized
+	$(BIN)/decgan train experiment=digits
+
+test: $(READY)  ## every test: unit, distributed, command line, examples, the wheel
+	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+test-unit: $(READY)  ## the tests that start no process, and the docstrings' examples
+	$(BIN)/python -m pytest tests/unit --doctest-modules lightning_decgan
+
+lint: $(READY)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)  ## draw the pictures of README.md and docs/
+	$(BIN)/python docs/draw.py
+
+wheel: $(READY)  ## build sdist and wheel into dist/
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove environments and outputs
+	rm -rf $(VENV) .venv-fidelity dist build outputs multirun
