@@ -1,0 +1,156 @@
+"""What having the strategy costs where the network is free: milliseconds a step over loopback, as ratios of one run.
+
+    python benchmarks/overhead.py --workers 4 --steps 40 --blocks 3
+
+The same workers, model and data take the same steps without any communication, with overlapped gossip and with gossip
+in the exact order, in turns, so that whatever else the machine does falls on all of them alike. Two loads: `cpu`
+computes real convolutions, and all workers share the cores with the exchange; `accelerator` leaves the processor idle
+for 100 ms a step and makes cheap gradients, as when a GPU computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import socket
+import statistics
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_decgan import DecentralizedGANModule, DecentralizedGossipStrategy
+from lightning_decgan.gan.networks import DCGANDiscriminator, DCGANGenerator
+
+WARMUP_STEPS = 5
+FORMS: dict[str, dict[str, Any]] = {
+    "no communication": {"gossip_every": 10**9},
+    "ring, overlapped": {"topology": "ring", "overlap": True},
+    "ring, exact order": {"topology": "ring", "overlap": False},
+    "one-peer exponential, overlapped": {"topology": "one_peer_exponential", "overlap": True},
+}
+
+
+class Idle(LightningModule):
+    """A two-player model of the same size whose step is a sleep and a cheap gradient."""
+
+    def __init__(self, players: nn.Module, seconds: float) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.players, self.seconds = players, seconds
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        time.sleep(self.seconds)
+        for parameter in self.parameters():
+            parameter.grad = parameter.detach()
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(player.parameters(), lr=1e-6) for player in self.players.children()]
+
+
+class StepTimes(Callback):
+    """Seconds from one batch's end to the next."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+
+def make_module(load: str, width: int) -> LightningModule:
+    """A DCGAN for 32 x 32 colour images; width 42 makes 11 MB of parameters for the two players together."""
+    generator = DCGANGenerator(latent_dim=64, channels=3, image_size=32, width=width)
+    discriminator = DCGANDiscriminator(channels=3, image_size=32, width=width)
+    if load == "accelerator":
+        return Idle(nn.ModuleList([generator, discriminator]), seconds=0.1)
+    return DecentralizedGANModule(generator, discriminator, ema_decay=None)
+
+
+def run_worker(rank: int, arguments: argparse.Namespace, port: int, results: Any) -> None:
+    """One worker's part of every form, in turns."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(arguments.workers),
+        LOCAL_WORLD_SIZE=str(arguments.workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="overhead",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    images = torch.rand(arguments.workers * arguments.steps * arguments.batch, 3, 32, 32) * 2 - 1
+    for load in arguments.loads:
+        for block in range(arguments.blocks):
+            for form, settings in FORMS.items():
+                torch.manual_seed(block)
+                module, times = make_module(load, arguments.width), StepTimes()
+                strategy = DecentralizedGossipStrategy(**settings, evaluate="local", timeout=timedelta(seconds=120))
+                trainer = Trainer(
+                    strategy=strategy, accelerator="cpu", devices=arguments.workers, max_epochs=1, barebones=False,
+                    logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                    callbacks=[times],
+                )  # fmt: skip
+                trainer.fit(module, DataLoader(TensorDataset(images), batch_size=arguments.batch))
+                size = sum(p.numel() * p.element_size() for p in module.parameters())
+                waited = strategy.totals.wait_seconds / max(strategy.totals.steps, 1)
+                results.put((load, form, rank, times.seconds[WARMUP_STEPS:], waited, size))
+                if rank == 0:
+                    print(f"{load}, block {block + 1}/{arguments.blocks}, {form}", file=sys.stderr, flush=True)
+
+
+def table(rows: list[tuple[str, str, int, list[float], float, int]], loads: list[str]) -> str:
+    """Median and quartiles over all workers and blocks, and the ratio of medians."""
+    lines = []
+    for load in loads:
+        size = next(row[5] for row in rows if row[0] == load)
+        lines += [f"\n{load} load, {size / 2**20:.1f} MiB of parameters, ms a step",
+                  f"{'':34} {'median':>8} {'quartiles':>17} {'ratio':>7} {'waited':>8}"]  # fmt: skip
+        base = 0.0
+        for form in FORMS:
+            seconds = [s for row in rows if row[:2] == (load, form) for s in row[3]]
+            waited = statistics.mean(row[4] for row in rows if row[:2] == (load, form))
+            low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
+            base = base or median
+            lines.append(f"{form:34} {median:8.1f} {low:8.1f} {high:8.1f} {median / base:7.3f} {1e3 * waited:8.2f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run all forms and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=40, help="a form, load and block")
+    parser.add_argument("--blocks", type=int, default=3, help="turns that every form takes")
+    parser.add_argument("--batch", type=int, default=8, help="images a worker and step")
+    parser.add_argument("--width", type=int, default=42, help="of the DCGAN")
+    parser.add_argument("--loads", nargs="+", default=["cpu", "accelerator"], choices=["cpu", "accelerator"])
+    arguments = parser.parse_args()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = mp.get_context("spawn").Queue()
+    context = mp.start_processes(
+        run_worker, (arguments, port, results), nprocs=arguments.workers, join=False, start_method="spawn"
+    )
+    expected, rows = arguments.workers * len(FORMS) * arguments.blocks * len(arguments.loads), []
+    while len(rows) < expected:
+        rows.append(results.get(timeout=600))
+    while not context.join():
+        pass
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__},"
+          f" {arguments.workers} workers, {arguments.blocks} x {arguments.steps} steps a form")  # fmt: skip
+    print(table(rows, arguments.loads))
+
+
+if __name__ == "__main__":
+    main()

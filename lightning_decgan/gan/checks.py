@@ -1,0 +1,88 @@
+"""Checks of what the user hands in: the errors name the argument, what was found and what would be valid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["count", "image_batch", "number", "separate_players"]
+
+
+def count(name: str, value: Any) -> int:
+    """``value`` if it is an integer of at least 1.
+
+    Raises:
+        ValueError: It is not; booleans are not integers here.
+
+    Example:
+        >>> count("width", 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: width must be an integer >= 1, found 0
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, found {value!r}")
+    return value
+
+
+def number(name: str, value: Any, wanted: str, holds: Callable[[float], bool]) -> float:
+    """``value`` as a float if it is a finite number and ``holds(value)``; ``wanted`` says so in words.
+
+    Raises:
+        ValueError: It is not.
+
+    Example:
+        >>> number("lr", -1.0, "> 0", lambda lr: lr > 0)
+        Traceback (most recent call last):
+        ...
+        ValueError: lr must be a finite number > 0, found -1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not holds(value):
+        raise ValueError(f"{name} must be a finite number {wanted}, found {value!r}")
+    return float(value)
+
+
+def image_batch(batch: Any) -> Tensor:
+    """The images of a batch: the batch itself, or the first element of a sequence such as ``(images, labels)``.
+
+    Raises:
+        TypeError: What is found there is not a floating-point tensor ``(n, C, H, W)``.
+
+    Example:
+        >>> import torch
+        >>> image_batch((torch.zeros(2, 1, 8, 8), torch.zeros(2))).shape
+        torch.Size([2, 1, 8, 8])
+    """
+    images = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
+    if not isinstance(images, Tensor):
+        raise TypeError(f"batch must be images or begin with images, found {type(images).__name__}")
+    if images.ndim != 4 or not images.is_floating_point():
+        raise TypeError(
+            "batch must hold floating-point images (n, C, H, W) in [-1, 1], "
+            f"found {images.dtype} of shape {tuple(images.shape)}"
+        )
+    return images
+
+
+def separate_players(generator: nn.Module, discriminator: nn.Module) -> None:
+    """Both players are networks with parameters, and none of these is in both.
+
+    Raises:
+        TypeError: One is not a ``torch.nn.Module``.
+        ValueError: One has no parameters, or they share some.
+
+    Example:
+        >>> separate_players(nn.Linear(2, 3), nn.Linear(3, 1))
+    """
+    for name, player in (("generator", generator), ("discriminator", discriminator)):
+        if not isinstance(player, nn.Module):
+            raise TypeError(f"{name} must be a torch.nn.Module, found {type(player).__name__}")
+        if next(player.parameters(), None) is None:
+            raise ValueError(f"{name} must have parameters, found none in {type(player).__name__}")
+    held = {id(parameter) for parameter in generator.parameters()}
+    shared = [name for name, parameter in discriminator.named_parameters() if id(parameter) in held]
+    if shared:
+        raise ValueError(f"generator and discriminator must not share parameters, found {', '.join(shared)} in both")

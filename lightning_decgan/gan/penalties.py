@@ -1,0 +1,128 @@
+"""Gradient penalties: terms of the discriminator's loss that keep its slope in check.
+
+A penalty is a function ``(discriminator, real, fake) -> scalar`` whose graph can be differentiated with respect to the
+discriminator's parameters (``create_graph``). It runs the discriminator by itself, once, in full precision and without
+compilation, because half-precision slopes underflow and compiled graphs cannot be differentiated twice. It never
+weights itself (the caller multiplies) and never sends a gradient into the generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["PENALTIES", "Penalty", "PenaltySpec", "get_penalty", "r1", "wgan_gp"]
+
+Penalty: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
+PenaltySpec: TypeAlias = str | Penalty | None
+
+
+def r1(discriminator: nn.Module, real: Tensor, fake: Tensor | None = None) -> Tensor:
+    r"""The R1 penalty: the discriminator's slope at the real images.
+
+    .. math::
+        R_1 = \tfrac12 \, E_x \, \|\nabla_x D(x)\|^2
+
+    Multiplied by its weight (the paper's :math:`\gamma`) it makes the game locally convergent. With batch normalisation
+    the gradient of one logit reaches other samples too, and the penalty is no longer that of the paper.
+
+    Args:
+        discriminator: Maps images to logits.
+        real: Real images, ``(n, C, H, W)``, floating point.
+        fake: Not used; there so that every penalty has the same arguments.
+
+    Returns:
+        A scalar that can be differentiated with respect to the discriminator's parameters.
+
+    Source: Mescheder, Geiger & Nowozin 2018, "Which Training Methods for GANs do actually Converge?"
+    (arXiv:1801.04406), equation 9.
+
+    Example:
+        >>> linear = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
+        >>> _ = nn.init.constant_(linear[1].weight, 2.0)
+        >>> r1(linear, torch.zeros(3, 1, 2, 2)).item()
+        8.0
+    """
+    return 0.5 * _slope(discriminator, real).square().sum(1).mean()
+
+
+def wgan_gp(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    r"""The gradient penalty of WGAN-GP: the slope is pulled to 1 between real and generated images.
+
+    .. math::
+        P = E_{\hat x} \, (\|\nabla_{\hat x} D(\hat x)\|_2 - 1)^2, \qquad
+        \hat x = \epsilon x + (1 - \epsilon) G(z), \quad \epsilon \sim U[0, 1] \text{ per sample}
+
+    Args:
+        discriminator: The critic; without batch normalisation (paper, section 4).
+        real: Real images, ``(n, C, H, W)``, floating point.
+        fake: Generated images of the same shape.
+
+    Returns:
+        A scalar that can be differentiated with respect to the discriminator's parameters.
+
+    Raises:
+        ValueError: The two batches differ in shape.
+
+    Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs" (arXiv:1704.00028), equation 3.
+
+    Example:
+        >>> linear = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
+        >>> _ = nn.init.constant_(linear[1].weight, 2.0)
+        >>> wgan_gp(linear, torch.zeros(3, 1, 2, 2), torch.ones(3, 1, 2, 2)).item()
+        9.0
+    """
+    if fake.shape != real.shape:
+        raise ValueError(f"fake must have the shape of real, {tuple(real.shape)}, found {tuple(fake.shape)}")
+    epsilon = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device, dtype=real.dtype)
+    between = epsilon * real + (1 - epsilon) * fake.detach().to(real.dtype)
+    return (_slope(discriminator, between).norm(dim=1) - 1).square().mean()
+
+
+@torch.compiler.disable
+def _slope(discriminator: nn.Module, images: Tensor) -> Tensor:
+    """The gradient of each logit with respect to its own image, one row per image, itself differentiable."""
+    images = images.detach().requires_grad_()
+    autocast_off = torch.autocast(images.device.type, enabled=False)
+    with torch.enable_grad(), autocast_off, torch.compiler.set_stance("force_eager"):
+        logits = discriminator(images)
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.flatten(1)
+
+
+PENALTIES: dict[str, Penalty] = {"r1": r1, "wgan_gp": wgan_gp}
+"""The penalties that can be asked for by name."""
+
+
+def get_penalty(penalty: PenaltySpec) -> Penalty | None:
+    """The penalty that a name or a callable stands for; None is no penalty.
+
+    Args:
+        penalty: A key of :data:`PENALTIES`, or a callable ``(discriminator, real, fake) -> scalar``, or None.
+
+    Returns:
+        The function, or None.
+
+    Raises:
+        ValueError: The name is not in :data:`PENALTIES`.
+        TypeError: It is neither a name nor a callable.
+
+    Example:
+        >>> get_penalty("r1") is r1
+        True
+    """
+    if penalty is None:
+        return None
+    if isinstance(penalty, str):
+        if penalty not in PENALTIES:
+            raise ValueError(f"penalty must be one of {', '.join(PENALTIES)} or None, found {penalty!r}")
+        return PENALTIES[penalty]
+    if not callable(penalty):
+        raise TypeError(
+            "penalty must be a name, None or a callable (discriminator, real, fake) -> scalar, "
+            f"found {type(penalty).__name__}"
+        )
+    return penalty
