@@ -36,8 +36,9 @@ format: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## draw the pictures of README.md and docs/
-	$(BIN)/python docs/draw.py
+docs: $(READY)  ## draw the topologies of README.md and docs/
+	$(BIN)/decgan topology ring --workers 8 --plot docs/images/ring.png
+	$(BIN)/decgan topology one_peer_exponential --workers 8 --plot docs/images/one_peer_exponential.png
 
 wheel: $(READY)  ## build sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation

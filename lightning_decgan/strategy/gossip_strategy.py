@@ -239,7 +239,11 @@ class DecentralizedGossipStrategy(DDPStrategy):
         module = self.lightning_module
         assert module is not None
         if fitting or self.evaluate == "consensus" or not self._has_fitted:
-            world.broadcast_from_zero([*module.parameters(), *module.buffers()])
+            tensors = [*module.parameters(), *module.buffers()]
+            if self._restored is not None:  # every worker has its own values back; the rest is worker 0's all the same
+                restored = {id(value) for value in module.state_dict(keep_vars=True).values()}
+                tensors = [tensor for tensor in tensors if id(tensor) not in restored]
+            world.broadcast_from_zero(tensors)
         self.setup_precision_plugin()
         if fitting:
             _optimizers_to_device(self.optimizers, self.root_device)
@@ -252,16 +256,11 @@ class DecentralizedGossipStrategy(DDPStrategy):
             vector, exchange = self._layout()
             self._gossiper = Gossiper(vector, exchange, overlap=self.overlap, every=self.gossip_every)
 
-    @property
-    @override
-    def restore_checkpoint_after_setup(self) -> bool:
-        # `setup` overwrites every worker with worker 0's weights; restored weights come after.
-        return True
-
     @override
     def on_train_start(self) -> None:
         if self._restored is not None:
             assert self._gossiper is not None
+            self._follow_optimizers(self._gossiper)  # a callback may just have handed them what was unfrozen once
             self._gossiper.load_state_dict(self._restored["gossip"])
 
     # ---- the way of a batch ----
@@ -295,8 +294,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
         gossiper = self._gossiper
         if gossiper is None:
             return
-        if count_optimized(self.optimizers) != self._gossiped_parameters:
-            gossiper.relayout(*self._layout())
+        self._follow_optimizers(gossiper)
         gossiper.measure_distance_every = self.measure_neighbor_distance_every_steps
         gossiper.step()
 
@@ -423,6 +421,11 @@ class DecentralizedGossipStrategy(DDPStrategy):
     @property
     def _is_fitting(self) -> bool:
         return self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+
+    def _follow_optimizers(self, gossiper: Gossiper) -> None:
+        """Gossip what the optimizers hold now; a callback may have handed them more (fine-tuning)."""
+        if count_optimized(self.optimizers) != self._gossiped_parameters:
+            gossiper.relayout(*self._layout())
 
     def _layout(self) -> tuple[FlatVector, Exchange]:
         assert self.lightning_module is not None

@@ -1,0 +1,20 @@
+"""Callbacks for anyone's Trainer: sample grids, gossip monitoring, fidelity scores, a run's summary, batch counting."""
+
+from lightning_decgan.callbacks.batches import BatchProgressBar, StopAfterBatches, training_batches
+from lightning_decgan.callbacks.fidelity import FidelityCallback, images_of
+from lightning_decgan.callbacks.gossip_monitor import GossipMonitor
+from lightning_decgan.callbacks.run_summary import RunSummary
+from lightning_decgan.callbacks.sample_grid import SampleGrid, image_grid, save_png
+
+__all__ = [
+    "BatchProgressBar",
+    "FidelityCallback",
+    "GossipMonitor",
+    "RunSummary",
+    "SampleGrid",
+    "StopAfterBatches",
+    "image_grid",
+    "images_of",
+    "save_png",
+    "training_batches",
+]

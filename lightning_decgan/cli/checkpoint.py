@@ -1,0 +1,207 @@
+"""What `decgan train` writes into its checkpoints beyond Lightning's own, and how a model is made of it again.
+
+A checkpoint carries the configuration of its model and data as YAML text, so that it can be moved to another machine
+and sampled there. That text names classes, and naming a class is asking to run code: only classes of this package and
+of torch.optim are made, unless the user says that the file can be trusted. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_decgan.cli.errors import UsageError, one_line
+from lightning_decgan.gan import DecentralizedGANModule
+
+KEY = "decgan"
+TRUSTED_PACKAGES = ("lightning_decgan.gan", "lightning_decgan.optim", "lightning_decgan.data", "torch.optim")
+
+
+def embedded_config(config: DictConfig) -> str:
+    """The part of a configuration that a checkpoint needs, as plain YAML without interpolations.
+
+    Args:
+        config: with the keys `model` and `data`.
+
+    Returns:
+        YAML text.
+
+    Example:
+        >>> config = OmegaConf.create({"size": 8, "model": {"image_size": "${size}"}, "data": {}, "steps": 3})
+        >>> print(embedded_config(config), end="")
+        model:
+          image_size: 8
+        data: {}
+    """
+    parts = {key: OmegaConf.to_container(config[key], resolve=True) for key in ("model", "data")}
+    return yaml.safe_dump(parts, sort_keys=False)
+
+
+class EmbedConfig(Callback):
+    """Writes the configuration into every checkpoint, under one key.
+
+    Args:
+        text: what `embedded_config` returned.
+
+    Example:
+        >>> checkpoint = {}
+        >>> EmbedConfig("model: {}").on_save_checkpoint(None, None, checkpoint)
+        >>> checkpoint
+        {'decgan': 'model: {}'}
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the text."""
+        checkpoint[KEY] = self.text
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model made of a checkpoint.
+
+    Attributes:
+        model: with the checkpoint's weights (the consensus), in eval mode, on the CPU.
+        config: `{"model": ..., "data": ...}` as it was trained.
+        path: of the checkpoint.
+    """
+
+    model: DecentralizedGANModule
+    config: dict[str, Any]
+    path: Path
+
+
+def load_trained(path: str | Path, *, trust_targets: bool = False) -> TrainedModel:
+    """Makes the model of a checkpoint that `decgan train` wrote.
+
+    Args:
+        path: a `.ckpt` file.
+        trust_targets: make classes of any package that the checkpoint names.
+
+    Returns:
+        The model and its configuration.
+
+    Raises:
+        UsageError: if there is no such file, it is no such checkpoint, it names classes that are not trusted, or its
+            weights do not fit its configuration.
+
+    Example:
+        >>> load_trained("/nowhere/last.ckpt")
+        Traceback (most recent call last):
+        lightning_decgan.cli.errors.UsageError: checkpoint /nowhere/last.ckpt does not exist
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"checkpoint {path} {'is not a file' if path.exists() else 'does not exist'}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise UsageError(
+            f"{path} cannot be read as a checkpoint of plain tensors and values: {one_line(error).split('. ')[0]}"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get(KEY), str) or "state_dict" not in content:
+        raise UsageError(
+            f"{path} carries no configuration under {KEY!r}: it was not written by decgan train; "
+            "load it in Python with load_from_checkpoint"
+        )
+    config = parse_config(content[KEY], path)
+    if not trust_targets:
+        check_targets(config, path)
+    try:
+        model = instantiate(OmegaConf.create(config["model"]), _convert_="all")
+        model.load_state_dict(content["state_dict"])
+    except (HydraException, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise UsageError(f"no model can be made of {path}: {one_line(error)}") from error
+    return TrainedModel(cast(DecentralizedGANModule, model.eval()), config, path)
+
+
+def parse_config(text: str, path: Path) -> dict[str, Any]:
+    """The configuration that a checkpoint carries.
+
+    Args:
+        text: YAML.
+        path: of the checkpoint, for the error.
+
+    Returns:
+        `{"model": ..., "data": ...}`.
+
+    Raises:
+        UsageError: if it is no YAML, has not these keys, or holds interpolations, which could read this machine's
+            environment.
+    """
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"the configuration in {path} is not valid YAML: {one_line(error)}") from error
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
+        raise UsageError(f"the configuration in {path} must have the sections 'model' and 'data'")
+    for where, value in _leaves(config):
+        if isinstance(value, str) and "${" in value:
+            raise UsageError(f"the configuration in {path} must be resolved, found {value!r} at {where}")
+    return config
+
+
+def check_targets(config: dict[str, Any], path: Path) -> None:
+    """Lets a checkpoint name only classes and functions that this package or torch.optim defines.
+
+    Args:
+        config: a configuration with `_target_` entries at any depth.
+        path: of the checkpoint, for the error.
+
+    Raises:
+        UsageError: naming the entry, and how to make it all the same.
+
+    Example:
+        >>> check_targets({"model": {"_target_": "os.system", "_args_": ["ls"]}}, Path("x.ckpt"))
+        Traceback (most recent call last):
+        lightning_decgan.cli.errors.UsageError: x.ckpt asks to call 'os.system' at model._target_; only classes of \
+lightning_decgan.gan, lightning_decgan.optim, lightning_decgan.data, torch.optim are made of a checkpoint. If you \
+trust where the file comes from, add --trust-targets
+    """
+    for where, value in _leaves(config):
+        if where.rpartition(".")[2] == "_target_" and not _trusted(value):
+            raise UsageError(
+                f"{path} asks to call {value!r} at {where}; only classes of {', '.join(TRUSTED_PACKAGES)} are made of "
+                "a checkpoint. If you trust where the file comes from, add --trust-targets"
+            )
+
+
+def _trusted(target: Any) -> bool:
+    if not isinstance(target, str) or not target.startswith(tuple(f"{package}." for package in TRUSTED_PACKAGES)):
+        return False
+    try:
+        found = get_object(target)
+    except Exception:  # importing whatever a file names may fail in any way
+        return False
+    # A name below a trusted package can lead out of it again, through what its modules have imported or through a
+    # class's methods (lightning_decgan.gan.module.torch.load), so it counts where the thing itself was defined.
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or "." in found.__qualname__:
+        return False
+    return any(f"{found.__module__}.".startswith(f"{package}.") for package in TRUSTED_PACKAGES)
+
+
+def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            # a key is text from the file as well: what it says may be an interpolation too
+            yield f"{where}.<key>".lstrip("."), key
+            yield from _leaves(item, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{where}[{index}]")
+    else:
+        yield where, value

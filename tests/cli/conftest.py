@@ -1,0 +1,38 @@
+"""`decgan` as a user starts it: in a process of its own, in an empty folder, with an environment of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def feature_cache(tmp_path_factory):
+    """One cache of feature networks for all runs, not the user's."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def decgan(feature_cache):
+    """Runs `decgan WORDS` in a folder and returns the finished process."""
+
+    def run(*words, cwd, timeout=240, **variables):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "MASTER_"))}
+        environment |= {"XDG_CACHE_HOME": str(feature_cache), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        search = [str(REPOSITORY), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(search)
+        return subprocess.run(
+            [sys.executable, "-m", "lightning_decgan.cli.main", *words],
+            cwd=cwd,
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,198 @@
+"""Every option of every configuration group: it composes, what it names exists, and what is cheap is made."""
+
+import functools
+import inspect
+
+import pytest
+from hydra.utils import get_object
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import Strategy
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+import lightning_decgan.metrics
+from lightning_decgan.cli.config import compose, config_dir, options
+from lightning_decgan.cli.errors import UsageError
+from lightning_decgan.cli.train import make, make_run
+from lightning_decgan.gan import DecentralizedGANModule
+from lightning_decgan.metrics import ClassifierFeatures
+from lightning_decgan.topology import TOPOLOGIES
+
+GROUPS = sorted(folder.name for folder in config_dir().iterdir() if folder.is_dir())
+OPTIONS = [(group, option) for group in GROUPS for option in options(group)]
+# what a data set cannot be made without, and no default can know
+NEEDED = {"image_folder": ["data.root=/nowhere"]}
+
+
+@pytest.fixture(autouse=True)
+def no_training_of_features(monkeypatch):
+    """A feature network is made, not trained: that takes longer than all these tests."""
+
+    def untrained(datamodule, **_):
+        return ClassifierFeatures(
+            datamodule.channels, datamodule.image_size, 10, name=f"{datamodule.name}_cnn"
+        ).freeze()
+
+    monkeypatch.setattr(lightning_decgan.metrics, "train_classifier_features", untrained)
+
+
+def targets(node, where=""):
+    """All sections with a `_target_`, innermost too."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield where, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                yield from targets(node._get_node(key), f"{where}.{key}".lstrip("."))
+    elif isinstance(node, ListConfig):
+        for index, item in enumerate(node):
+            yield from targets(item, f"{where}[{index}]")
+
+
+def composed(group, option):
+    return compose([f"{group}={option}", *NEEDED.get(option, [])])
+
+
+def test_the_groups_are_those_that_the_documentation_promises():
+    assert set(GROUPS) == {
+        *("data", "model", "optim", "loss", "strategy", "topology", "trainer", "callbacks", "logger", "experiment"),
+        "debug",
+    }
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_resolves_and_names_things_that_exist(group, option):
+    config = composed(group, option)
+    text = OmegaConf.to_yaml(config, resolve=True)
+    assert "${" not in text
+    found = list(targets(config))
+    assert found
+    for where, section in found:
+        target = get_object(section["_target_"])
+        known = inspect.signature(target).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            unknown = {key for key in section if not key.startswith("_")} - set(known)
+            assert not unknown, f"{where}: {section['_target_']} has no argument {unknown}"
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_files_override_defaults_and_never_restate_them(group, option):
+    for where, section in targets(composed(group, option)):
+        parameters = inspect.signature(get_object(section["_target_"])).parameters
+        for key in section:
+            value = section._get_node(key)
+            if key not in parameters or OmegaConf.is_interpolation(section, key) or OmegaConf.is_missing(section, key):
+                continue
+            if key == "loss":  # the option of a group, also where it is the default one
+                continue
+            assert (
+                parameters[key].default != OmegaConf.to_container(value)
+                if OmegaConf.is_config(value)
+                else (
+                    parameters[key].default != section[key] or type(parameters[key].default) is not type(section[key])
+                )
+            ), f"{where}.{key} is {section[key]!r} without being told"
+
+
+@pytest.mark.parametrize("option", options("loss"))
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_is_made_with_every_loss_and_draws_images_of_the_data(model, option):
+    widths = ["model.generator.width=4", "model.discriminator.width=4"]
+    module = make(compose([f"model={model}", f"loss={option}", *(f"++{width}" for width in widths)]), "model")
+    assert isinstance(module, DecentralizedGANModule)
+    assert module.sample(2).shape == (2, 1, 16, 16)
+
+
+@pytest.mark.parametrize("option", options("optim"))
+def test_every_optimizer_takes_the_learning_rates_of_the_players(option):
+    config = compose([f"optim={option}", "++model.generator_lr=0.001", "++model.discriminator_lr=0.002"])
+    factory = make(config, "optim")
+    assert isinstance(factory, functools.partial)
+    discriminator, generator = make(config, "model").configure_optimizers()
+    assert (discriminator.defaults["lr"], generator.defaults["lr"]) == (0.002, 0.001)
+    assert type(generator) is factory.func
+
+
+def test_every_topology_has_an_option():
+    assert options("topology") == sorted(TOPOLOGIES)
+
+
+@pytest.mark.parametrize("option", options("topology"))
+def test_a_topology_option_is_the_topology_of_that_name_with_all_workers(option):
+    topology = make(compose([f"topology={option}", "workers=8"]), "topology")
+    assert (topology.name, topology.workers) == (option, 8)
+
+
+@pytest.mark.parametrize("option", ["random_matching", "random_ring"])
+def test_random_topologies_follow_the_seed_of_the_run(option):
+    described = [make(compose([f"topology={option}", f"seed={seed}"]), "topology").describe() for seed in (1, 2, 1)]
+    assert described[0] == described[2] != described[1]
+
+
+@pytest.mark.parametrize("option", options("strategy"))
+def test_every_strategy_makes_a_trainer(option, tmp_path):
+    config = compose([f"strategy={option}", "callbacks=none", "logger=none"], run_dir=tmp_path)
+    trainer, _, _ = make_run(config)
+    assert isinstance(trainer, Trainer)
+    assert isinstance(trainer.strategy, Strategy)
+    assert trainer.world_size == (1 if option == "single" else 4)
+    if option.startswith("gossip"):
+        assert trainer.strategy.topology.name == "ring"
+        assert trainer.strategy.overlap is (option == "gossip")
+    assert list(tmp_path.iterdir()) == [], "making a run writes nothing"
+
+
+@pytest.mark.parametrize("option", options("callbacks"))
+def test_every_choice_of_callbacks_is_made_and_ends_the_run(option, tmp_path):
+    config = compose([f"callbacks={option}", "steps=7"], run_dir=tmp_path)
+    callbacks = {name: make(config, f"callbacks.{name}") for name in config.callbacks}
+    assert all(isinstance(callback, Callback) for callback in callbacks.values())
+    assert callbacks["stop"].steps == 7
+    assert ("fidelity" in callbacks) is (option in ("default", "debug"))
+
+
+@pytest.mark.parametrize("option", options("logger"))
+def test_every_logger_writes_into_the_run_folder(option, tmp_path):
+    config = compose([f"logger={option}"], run_dir=tmp_path)
+    for name in config.logger:
+        logger = make(config, f"logger.{name}")
+        logger.log_metrics({"a": 1.0}, step=0)
+        logger.save()
+        logger.finalize("success")
+        assert list((tmp_path / name).iterdir()), name
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_every_experiment_is_a_whole_run(option, tmp_path):
+    config = compose([f"experiment={option}"], run_dir=tmp_path)
+    if option == "fashion_mnist":
+        config.data = compose(["data=digits"]).data
+    trainer, model, datamodule = make_run(config)
+    assert isinstance(model, DecentralizedGANModule)
+    assert trainer.world_size == config.workers
+    assert datamodule.batch_size == config.batch_size
+
+
+@pytest.mark.parametrize("option", options("debug"))
+def test_debug_runs_are_short_and_combine_with_experiments(option):
+    config = compose([f"debug={option}", "experiment=digits"])
+    assert config.steps <= 100
+    assert config.workers <= 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["++strategy.rounds=0"], r"^strategy: rounds must be an integer >= 1, found 0$"),
+        (["++strategy.round=2"], r"^strategy: .*unexpected keyword argument 'round'"),
+        (["++callbacks.sample_gird.samples=4"], r"^callbacks.sample_gird must say what to make by a _target_"),
+        (["++model.generator.width=-1"], r"^model.generator: width must be an integer >= 1, found -1$"),
+        (["topology=hypercube", "workers=6"], r"^strategy.topology: .*6"),
+        (["model.generator._target_=lightning_decgan.gan.Nothing"], r"^model.generator: .*Nothing"),
+        (["ckpt_path=/nowhere/last.ckpt"], r"^ckpt_path must be a checkpoint .* '/nowhere/last.ckpt'"),
+        (["++strategy.topology=[[1,1],[1,1]]", "workers=2"], r"^trainer: .*(stochastic|sum)"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line_that_names_the_place(overrides, message, tmp_path):
+    with pytest.raises(UsageError, match=message) as caught:
+        make_run(compose([*overrides, "callbacks=none", "logger=none"], run_dir=tmp_path))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,198 @@
+"""What a summary says of a run that ends well, that fails, that goes on later; and the scores that it quotes."""
+
+import json
+import math
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_decgan.callbacks import (
+    BatchProgressBar,
+    FidelityCallback,
+    RunSummary,
+    StopAfterBatches,
+    training_batches,
+)
+from lightning_decgan.callbacks.files import write_json_atomically
+from lightning_decgan.metrics import ClassifierFeatures
+
+
+class Toy(LightningModule):
+    """A 'generator' with one number: the brightness of its images. The real ones are white (1.0)."""
+
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.automatic_optimization = False
+        self.brightness = nn.Parameter(torch.tensor(-0.9))
+        self.fail_at = fail_at
+        self.sizes = []
+
+    def sample(self, n):
+        self.sizes.append(n)
+        return (self.brightness + 0.05 * torch.randn(n, 1, 8, 8)).clamp(-1, 1)
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
+
+    def training_step(self, batch, batch_idx):
+        if training_batches(self.trainer) == self.fail_at:
+            raise RuntimeError("the second line of a message\nis the one that counts")
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward((self.brightness - batch[0].mean()).square())
+            optimizer.step()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+
+def images(count):
+    return (0.9 + 0.05 * torch.randn(count, 1, 8, 8)).clamp(-1, 1)
+
+
+def features():
+    torch.manual_seed(0)
+    return ClassifierFeatures(channels=1, image_size=8, num_classes=10, name="untrained_cnn").freeze()
+
+
+def fit(folder, module, *, steps=6, callbacks=(), ckpt_path=None, sanity=-1):
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        val_check_interval=3,
+        num_sanity_val_steps=sanity,
+        callbacks=[StopAfterBatches(steps), RunSummary(folder / "summary.json"), *callbacks],
+        logger=False,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=any(isinstance(callback, BatchProgressBar) for callback in callbacks),
+        enable_model_summary=False,
+    )
+    train = DataLoader(TensorDataset(images(20), torch.zeros(20, dtype=torch.int64)), batch_size=5)
+    validate = DataLoader(TensorDataset(images(32), torch.zeros(32, dtype=torch.int64)), batch_size=16)
+    trainer.fit(module, train, validate, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+def read(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_finished_run_says_how_long_it_was_in_batches_and_images(tmp_path):
+    trainer = fit(tmp_path, Toy(), steps=6)
+    summary = read(tmp_path)
+    assert trainer.global_step == 12, "Lightning counts the steps of both optimizers"
+    assert summary["status"] == "finished"
+    assert (summary["steps"], summary["images_seen"], summary["workers"]) == (6, 30, 1)
+    assert 0 < summary["validation_seconds"] < summary["seconds"] < 60
+    training_seconds = summary["seconds"] - summary["validation_seconds"]
+    assert summary["images_per_second"] == pytest.approx(30 / training_seconds, rel=0.2, abs=0.2)
+    assert summary["versions"]["torch"] == torch.__version__
+
+
+def test_what_does_not_apply_to_a_strategy_is_null(tmp_path):
+    fit(tmp_path, Toy())
+    summary = read(tmp_path)
+    for field in ("topology", "spectral_gap", "rounds", "bytes_sent_per_worker", "consensus_distance", "scores"):
+        assert summary[field] is None, field
+    assert summary["strategy"] == "SingleDeviceStrategy"
+
+
+def test_the_run_stops_after_so_many_batches_in_the_middle_of_an_epoch_and_validates_once_more(tmp_path):
+    callback = FidelityCallback(features(), samples=40, kernel_subset_size=16)
+    trainer = fit(tmp_path, Toy(), steps=7, callbacks=[callback])
+    assert training_batches(trainer) == 7, "an epoch has four"
+    assert [entry["step"] for entry in callback.history] == [0, 3, 6, 7]
+
+
+def test_a_failed_run_says_why_in_one_line(tmp_path):
+    with pytest.raises(RuntimeError):
+        fit(tmp_path, Toy(fail_at=4))
+    summary = read(tmp_path)
+    assert summary["status"] == "failed"
+    assert summary["error"] == "RuntimeError: is the one that counts"
+    assert (summary["steps"], summary["images_seen"]) == (4, 20)
+
+
+def test_scores_before_and_after_are_of_the_same_network_and_get_better_as_the_images_do(tmp_path):
+    module = Toy()
+    callback = FidelityCallback(features(), samples=40, batch_size=16, kernel_subset_size=16)
+    trainer = fit(tmp_path, module, steps=30, callbacks=[callback])
+    summary = read(tmp_path)
+    assert summary["features"] == "untrained_cnn"
+    assert set(summary["scores"]) == {"frechet_distance", "kernel_distance", "inception_score"}
+    assert summary["scores"]["frechet_distance"] < 0.1 * summary["scores_before"]["frechet_distance"]
+    assert module.sizes[:3] == [16, 16, 8], "40 images, at most 16 at a time"
+    logged = trainer.callback_metrics["fidelity/untrained_cnn/frechet_distance"]
+    assert float(logged) == pytest.approx(summary["scores"]["frechet_distance"])
+    assert "fidelity/untrained_cnn/frechet_distance" in trainer.progress_bar_metrics
+
+
+def test_a_sanity_check_on_a_part_of_the_images_is_not_scored(tmp_path):
+    callback = FidelityCallback(features(), samples=40, kernel_subset_size=16)
+    fit(tmp_path, Toy(), callbacks=[callback], sanity=1)
+    assert [entry["step"] for entry in callback.history] == [3, 6]
+
+
+def test_scoring_does_not_change_the_training(tmp_path):
+    class Noisy(Toy):
+        def training_step(self, batch, batch_idx):
+            super().training_step((batch[0] + torch.randn(()),), batch_idx)
+
+    values = []
+    for callbacks in ([], [FidelityCallback(features(), samples=40, kernel_subset_size=16)]):
+        torch.manual_seed(1)
+        module = Noisy()
+        fit(tmp_path, module, callbacks=callbacks, sanity=0)
+        values.append(module.brightness.item())
+    assert values[0] == values[1]
+
+
+def test_a_resumed_run_goes_on_counting_and_remembers_where_it_began(tmp_path):
+    first = FidelityCallback(features(), samples=40, kernel_subset_size=16)
+    trainer = fit(tmp_path, Toy(), steps=6, callbacks=[first])
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    seconds = read(tmp_path)["seconds"]
+    second = FidelityCallback(features(), samples=40, kernel_subset_size=16)
+    fit(tmp_path, Toy(), steps=10, callbacks=[second], ckpt_path=tmp_path / "half.ckpt")
+    summary = read(tmp_path)
+    assert (summary["steps"], summary["images_seen"]) == (10, 50)
+    assert summary["seconds"] > seconds
+    assert second.scores_before == first.scores_before
+    assert [entry["step"] for entry in second.history] == [0, 3, 6, 9, 10]
+
+
+def test_one_bar_runs_from_the_first_batch_to_the_last(tmp_path):
+    bar = BatchProgressBar(steps=10, refresh_rate=1)
+    seen = []
+
+    class Watch(Toy):
+        def on_train_batch_end(self, *_):
+            seen.append((bar.train_progress_bar.n, bar.train_progress_bar.total))
+
+    fit(tmp_path, Watch(), steps=10, callbacks=[bar])
+    assert seen == [(n, 10) for n in range(1, 11)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_summary_is_json_for_every_reader_also_when_a_score_is_not_finite(tmp_path, value):
+    path = write_json_atomically(tmp_path / "a.json", {"scores": {"frechet_distance": value}, "list": [value, 1]})
+    strict = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert strict == {"scores": {"frechet_distance": None}, "list": [None, 1]}
+
+
+@pytest.mark.parametrize("bad", [0, -5, 2.5])
+def test_a_number_of_batches_that_is_no_count_is_refused(bad):
+    with pytest.raises(ValueError, match="steps must be an integer >= 1"):
+        StopAfterBatches(bad)
+    with pytest.raises(ValueError, match="samples must be an integer >= 2"):
+        FidelityCallback(features(), samples=bad)
+
+
+def test_features_must_be_a_network():
+    with pytest.raises(TypeError, match=r"features must be a torch\.nn\.Module"):
+        FidelityCallback("inception")
