@@ -1,7 +1,8 @@
 """`decgan topology`: what a topology costs and how fast it brings workers to agreement, before anything is trained.
 
 Prints who meets whom, the mixing matrix, its spectral gap, the rounds to 1e-2, messages and bytes a step, and draws a
-picture on request. It starts no process and imports no torch: everything it says comes from `lightning_decgan.topology`.
+picture on request. It starts no process: everything it says comes from
+`lightning_decgan.topology`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from lightning_decgan.cli.errors import UsageError, one_line
 from lightning_decgan.topology import TOPOLOGIES, Topology, build_topology
+from lightning_decgan.topology.checks import check_integer
+
+DESCRIPTION = "Show who talks to whom, how fast a topology brings workers to agreement, and what it costs a step."
 
 TARGET = 1e-2
 """The fraction of the disagreement to which rounds and steps are counted."""
 
+MOST_WORKERS = 100_000
 MOST_ROUNDS = 4
 MOST_MATRIX_WORKERS = 16
 MOST_LISTED_WORKERS = 64
@@ -29,7 +35,8 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, where argparse would print the usage as well and leave the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        """Raise what `main` prints."""
+        raise UsageError(message)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -75,38 +82,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         all-reduce for comparison  11.20 MB sent by a worker
         0
     """
-    parser = _with_arguments(_Parser(prog="decgan topology", description=__doc__.split("\n\n")[1]))
+    parser = _with_arguments(_Parser(prog="decgan topology", description=DESCRIPTION))
     try:
         arguments = parser.parse_args(argv)
         return int(arguments.run(arguments))
-    except (ValueError, TypeError, OSError) as error:
-        print(f"decgan topology: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except UsageError as error:
+        print(f"decgan topology: error: {error}", file=sys.stderr)
         return 2
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print (and draw) what the parsed arguments ask for; errors are raised, not printed.
+    """Print (and draw) what the parsed arguments ask for.
 
     Raises:
-        ValueError: a topology, a number or a path that is not valid.
-        FileNotFoundError: the folder of the picture does not exist.
+        UsageError: a topology, a number or a path that is not valid.
     """
-    rounds = _at_least_one("--rounds", arguments.rounds)
-    dtype_bytes = _at_least_one("--dtype-bytes", arguments.dtype_bytes)
-    if arguments.megabytes is not None:
-        if not (math.isfinite(arguments.megabytes) and arguments.megabytes > 0):
-            raise ValueError(f"--megabytes must be a positive number, found {arguments.megabytes}")
-        model_bytes = round(arguments.megabytes * 1e6)
-    else:
-        model_bytes = _at_least_one("--parameters", arguments.parameters) * dtype_bytes
-    topology = build_topology(arguments.topology, arguments.workers, seed=arguments.seed, rounds=rounds)
+    try:
+        rounds = check_integer("--rounds", arguments.rounds, 1)
+        model_bytes = _model_bytes(arguments)
+        workers = check_integer("--workers", arguments.workers, 1, MOST_WORKERS)
+        topology = build_topology(arguments.topology, workers, seed=arguments.seed, rounds=rounds)
+        if arguments.plot is not None:
+            # matplotlib takes a second to import: only those who want a picture wait for it. Drawn before anything is
+            # printed, so that a path that cannot be written is one line, not the end of a report.
+            from lightning_decgan.cli.plots import plot_topology
+
+            plot_topology(topology, arguments.plot)
+    except (ValueError, TypeError, OSError) as error:
+        raise UsageError(one_line(error)) from error
     for line in report(topology, rounds, model_bytes):
         print(line)
     if arguments.plot is not None:
-        # matplotlib takes a second to import: only those who want a picture wait for it
-        from lightning_decgan.cli.plots import plot_topology
-
-        print(f"picture                    {plot_topology(topology, arguments.plot)}")
+        print(f"picture                    {arguments.plot}")
     return 0
 
 
@@ -167,6 +174,8 @@ def _matrices(topology: Topology, shown: int) -> Iterator[str]:
         yield f"mixing matrix W             {topology.workers} x {topology.workers}, too large to print"
         return
     for round in range(shown):
+        if round > 0:
+            yield ""
         yield f"mixing matrix W, round {round}" if shown > 1 else "mixing matrix W"
         for row in topology.mixing_matrix(round):
             yield "  " + "  ".join(f"{entry:.3f}" if entry > 1e-12 else "    ." for entry in row)
@@ -212,7 +221,7 @@ def _messages(topology: Topology, rounds: int) -> tuple[int, float, int]:
         counts = []
         for step in range(steps):
             turns, rest = divmod(rounds, length)
-            window = [(step * rounds + extra) % length for extra in range(rest or (0 if turns else rounds))]
+            window = [(step * rounds + extra) % length for extra in range(rest)]
             counts += [turns * totals[w] + sum(degrees[round][w] for round in window) for w in workers]
     return min(counts), sum(counts) / len(counts), max(counts)
 
@@ -229,10 +238,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, found {value}")
-    return value
+def _model_bytes(arguments: argparse.Namespace) -> int:
+    dtype_bytes = check_integer("--dtype-bytes", arguments.dtype_bytes, 1)
+    if arguments.megabytes is None:
+        return check_integer("--parameters", arguments.parameters, 1) * dtype_bytes
+    if not (math.isfinite(arguments.megabytes) and arguments.megabytes > 0):
+        raise ValueError(f"--megabytes must be a positive number, found {arguments.megabytes}")
+    return round(arguments.megabytes * 1e6)
 
 
 def _with_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

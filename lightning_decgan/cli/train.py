@@ -156,6 +156,7 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
         UsageError: if something cannot be made with the values given; it names the section.
     """
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
     from lightning_decgan.cli.checkpoint import EmbedConfig, embedded_config
 
@@ -177,6 +178,11 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise UsageError(
+            "strategy must start its workers with start_method=spawn or fork, found one that runs this command again, "
+            "which would begin another run in another folder"
+        )
     return trainer, model, datamodule
 
 

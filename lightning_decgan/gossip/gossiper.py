@@ -124,7 +124,7 @@ class Exchange:
                 distances = [point.distance_to(its) for its in received]
                 distance = sum(distances) / len(distances) if distances else None
             for its, weight in zip(received, weights.values(), strict=True):
-                self.increments.add_(its.become_increment_(point, weight))
+                self.increments.add_difference_(its, point, weight)
             swaps += len(received)
         return GossipReport(
             step=step,

@@ -57,14 +57,14 @@ class FlatBuffer:
             mine.add_(its)
         return self
 
-    def become_increment_(self, own: FlatBuffer, weight: float) -> FlatBuffer:
-        """`self <- weight * (self - own)`: what a neighbour's snapshot adds to ours.
+    def add_difference_(self, its: FlatBuffer, own: FlatBuffer, weight: float) -> FlatBuffer:
+        """`self += weight * (its - own)`: what a neighbour's snapshot adds to ours. Overwrites `its`.
 
-        Both ends of an edge compute this with the same weight from the same two snapshots, so the two results are
-        exact negatives of each other in floating point, and the mean of the two ends stays where it is.
+        Both ends of an edge compute this with the same weight from the same two snapshots, and subtraction and
+        multiplication are odd in floating point, so what they add is opposite and the mean of the two ends stays.
         """
-        for its, mine in zip(self.sections, own.sections, strict=True):
-            its.sub_(mine).mul_(weight)
+        for total, theirs, mine in zip(self.sections, its.sections, own.sections, strict=True):
+            total.add_(theirs.sub_(mine), alpha=weight)
         return self
 
     def distance_to(self, other: FlatBuffer) -> float:

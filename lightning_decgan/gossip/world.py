@@ -27,7 +27,7 @@ _MAX_DIFFERENCES = 5
 
 def _device() -> torch.device:
     """Where the default group wants its tensors."""
-    if dist.get_backend() == "nccl":
+    if dist.is_initialized() and dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 

@@ -74,13 +74,15 @@ def consensus_rate(matrices: Sequence[npt.ArrayLike]) -> float:
     """
     remainders = _remainders(matrices)
     product = remainders[0]
-    noise = len(product) * np.finfo(np.float64).eps * _norm(product)
     for remainder in remainders[1:]:
         product = remainder @ product
-        noise *= _norm(remainder)
-    # A finite-time schedule cancels to rounding, and the p-th root of 1e-17 would pass for a rate.
+    # A schedule that is exact cancels to rounding, and the p-th root of 1e-17 would pass for a rate. The rounding of
+    # each matrix reaches the product through all the others.
+    norms = [_norm(remainder) for remainder in remainders]
+    reached = sum(math.prod(norms[:i] + norms[i + 1 :]) for i in range(len(norms)))
     norm = _norm(product)
-    return 0.0 if norm <= max(noise, np.finfo(np.float64).eps) else float(norm ** (1.0 / len(remainders)))
+    noise = len(product) * float(np.finfo(np.float64).eps) * reached
+    return 0.0 if norm <= noise else norm ** (1.0 / len(remainders))
 
 
 def spectral_gap(matrix: npt.ArrayLike) -> float:
@@ -120,7 +122,7 @@ def random_consensus_rate(draws: Iterable[npt.ArrayLike]) -> float:
         >>> random_consensus_rate([np.full((4, 4), 0.25)])
         0.0
 
-    Source: Boyd, Ghosh, Prabhakar, Shah, "Randomized gossip algorithms", IEEE Trans. Inf. Theory 2006, section II.
+    Source: Boyd, Ghosh, Prabhakar, Shah, "Randomized gossip algorithms", IEEE Trans. Inf. Theory 2006.
     """
     square: Matrix | None = None
     count = 0

@@ -44,7 +44,7 @@ class OnePeerExponential(Shape):
         >>> topology.rounds_for(1e-9)
         3
 
-    Source: after Ying et al., NeurIPS 2021 (arXiv:2110.13363), section 4; in this form the "dimension exchange" of
+    Source: after Ying et al., NeurIPS 2021 (arXiv:2110.13363); in this form the "dimension exchange" of
     Cybenko, "Dynamic load balancing for distributed memory multiprocessors", J. Parallel Distrib. Comput. 1989.
     """
 

@@ -188,6 +188,8 @@ def test_debug_runs_are_short_and_combine_with_experiments(option):
         (["++model.generator.width=-1"], r"^model.generator: width must be an integer >= 1, found -1$"),
         (["topology=hypercube", "workers=6"], r"^strategy.topology: .*6"),
         (["model.generator._target_=lightning_decgan.gan.Nothing"], r"^model.generator: .*Nothing"),
+        (["++strategy.start_method=popen"], r"^strategy must start its workers with start_method=spawn or fork"),
+        (["strategy=single", "++trainer.devices=2"], r"^strategy must start its workers with start_method=spawn"),
         (["ckpt_path=/nowhere/last.ckpt"], r"^ckpt_path must be a checkpoint .* '/nowhere/last.ckpt'"),
         (["++strategy.topology=[[1,1],[1,1]]", "workers=2"], r"^trainer: .*(stochastic|sum)"),
     ],
