@@ -58,7 +58,10 @@ if __name__ == "__main__":
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
         callbacks=[Note()], **arguments,
     )
-    trainer.fit(UsersGAN())
+    gan = UsersGAN()
+    if "spawn" in arguments["strategy"]:
+        gan.discriminator[0] = torch.nn.Linear(16, 24)  # torch refuses to pickle parametrized layers
+    trainer.fit(gan)
 '''
 
 
