@@ -1,8 +1,8 @@
 """One small JSON file that says what a run was and what came of it.
 
 Who trained how long on how many images, how fast, how much the workers sent, how far apart they ended, and how good the
-samples are. Works with any strategy; what does not apply is null. It is written at the start ("running"), at the end
-("finished") and on an exception ("failed"), each time whole; only rank 0 writes.
+samples are. Works with any strategy; what does not apply is null. It is written while the run goes on ("running"), at
+the end ("finished") and on an exception ("failed"), each time whole; only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from lightning_decgan.callbacks.batches import training_batches
 from lightning_decgan.callbacks.fidelity import FidelityCallback, images_of
 from lightning_decgan.callbacks.files import write_json_atomically
 from lightning_decgan.callbacks.sample_grid import SampleGrid
+
+REFRESH_SECONDS = 10.0
+"""Seconds between two writings while training: a run whose workers are killed leaves at most so much untold."""
 
 PACKAGES = ("lightning_decgan", "torch", "lightning", "torchmetrics")
 
@@ -46,6 +49,9 @@ class RunSummary(Callback):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
+        self._began = False
+        self._written = 0.0
+        self._spectral_gap: float | None = None
         self._images = 0
         self._batches_of_unknown_size = 0
         self._earlier_seconds = 0.0
@@ -72,6 +78,7 @@ class RunSummary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves a file that says the run began, in case that its end is never reached."""
+        self._began = True
         self._write(trainer, "running")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,6 +93,8 @@ class RunSummary(Callback):
             self._images += len(images_of(batch))
         except TypeError:
             self._batches_of_unknown_size += 1
+        if time.perf_counter() - self._written > REFRESH_SECONDS:
+            self._write(trainer, "running")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock of validation (not for the sanity check, which is before training)."""
@@ -97,6 +106,7 @@ class RunSummary(Callback):
         if self._validation_started is not None:
             self._validation_seconds += time.perf_counter() - self._validation_started
             self._validation_started = None
+            self._write(trainer, "running")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock and gathers the workers' counts: training is over, everybody meets here."""
@@ -122,9 +132,13 @@ class RunSummary(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes the failed run with what this worker knows; the others may be gone."""
-        self._ended = time.perf_counter()
-        lines = str(exception).strip().splitlines()
-        self._write(trainer, "failed", f"{type(exception).__name__}: {lines[-1] if lines else ''}".rstrip(": "))
+        if self._began:
+            self._ended = time.perf_counter()
+            self._write(trainer, "failed", cause_of(exception))
+        else:
+            # This process only started the workers (spawn, fork), in which Lightning calls no hook when they fail: what
+            # worker 0 wrote while it ran is all there is.
+            mark_failed(self.path, cause_of(exception))
 
     def _seconds(self) -> float:
         if self._started is None:
@@ -132,6 +146,7 @@ class RunSummary(Callback):
         return self._earlier_seconds + (self._ended or time.perf_counter()) - self._started
 
     def _write(self, trainer: Trainer, status: str, error: str | None = None) -> None:
+        self._written = time.perf_counter()
         if trainer.is_global_zero:
             write_json_atomically(self.path, {"status": status, "error": error, **self.summary(trainer)})
 
@@ -147,6 +162,8 @@ class RunSummary(Callback):
         strategy = trainer.strategy
         topology = getattr(strategy, "topology", None)
         gossips = hasattr(strategy, "totals")
+        if gossips and topology is not None and self._spectral_gap is None:
+            self._spectral_gap = float(topology.spectral_gap())  # once: of thousands of workers it takes its time
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by one of Trainer's parts
         fidelity = next((callback for callback in callbacks if isinstance(callback, FidelityCallback)), None)
         grid = next((callback for callback in callbacks if isinstance(callback, SampleGrid)), None)
@@ -160,7 +177,7 @@ class RunSummary(Callback):
             "workers": trainer.world_size,
             "strategy": type(strategy).__name__,
             "topology": getattr(topology, "name", None),
-            "spectral_gap": float(topology.spectral_gap()) if gossips and topology is not None else None,
+            "spectral_gap": self._spectral_gap,
             "rounds": getattr(strategy, "rounds", None),
             "overlap": getattr(strategy, "overlap", None),
             "steps": training_batches(trainer),
@@ -210,3 +227,20 @@ def mark_failed(path: Path, error: str) -> None:
     summary = json.loads(path.read_text()) if path.is_file() else {"status": "running"}
     if summary["status"] == "running":
         write_json_atomically(path, summary | {"status": "failed", "error": error})
+
+
+def cause_of(error: BaseException) -> str:
+    r"""An exception in one line; of one that a worker raised in its process, the worker's own last line.
+
+    Example:
+        >>> cause_of(ValueError("rounds must be >= 1"))
+        'ValueError: rounds must be >= 1'
+        >>> cause_of(RuntimeError("-- Process 1 terminated: --\nTraceback ...\nKeyError: 'x'"))
+        "KeyError: 'x'"
+        >>> cause_of(KeyboardInterrupt())
+        'KeyboardInterrupt'
+    """
+    lines = str(error).strip().splitlines()
+    if len(lines) > 1:
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -12,7 +12,10 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +60,10 @@ def main(argv: Sequence[str]) -> int:
             if isinstance(end.__context__, UsageError):
                 return 2
             return end.code if isinstance(end.code, int) else 1
+        except UsageError:
+            # only with HYDRA_FULL_ERROR, which asks for all there is to see
+            traceback.print_exc()
+            return 2
     return 0
 
 
@@ -121,22 +128,22 @@ def train(config: DictConfig) -> dict[str, Any] | None:
     from lightning.pytorch import seed_everything
 
     from lightning_decgan.callbacks.files import write_bytes_atomically
-    from lightning_decgan.callbacks.run_summary import mark_failed
+    from lightning_decgan.callbacks.run_summary import cause_of
 
     write_bytes_atomically(run_dir / "config.yaml", resolved.encode())
-    with _environment():
+    with _environment(), _workers_end_with_this_process():
         seed_everything(config.seed, workers=True, verbose=False)
         trainer, model, datamodule = make_run(config)
-        summary_path = _summary_path(trainer)
         try:
             trainer.fit(model, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
         except BaseException as error:
-            log.error("training failed: %s", _cause(error))
-            if summary_path is not None:
-                mark_failed(summary_path, _cause(error))
+            # Lightning turns Ctrl-C into an exit
+            interrupted = isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt)
+            log.error("training failed: %s", "interrupted" if interrupted else cause_of(error))
+            if interrupted:
+                raise KeyboardInterrupt from error
             raise
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    summary_path = _summary_path(trainer)
     summary = json.loads(summary_path.read_text()) if summary_path is not None and summary_path.is_file() else None
     for line in report(summary, summary_path, run_dir):
         print(line, flush=True)
@@ -275,12 +282,6 @@ def _summary_path(trainer: Trainer) -> Path | None:
     return next((callback.path for callback in callbacks if isinstance(callback, RunSummary)), None)
 
 
-def _cause(error: BaseException) -> str:
-    """The last line of an error: of one that a worker raised, what the worker said."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines and "\n" in str(error).strip() else f"{type(error).__name__}: {one_line(error)}"
-
-
 @contextmanager
 def _argv(words: list[str]) -> Iterator[None]:
     # Hydra reads its command line from sys.argv and from nowhere else
@@ -300,6 +301,26 @@ def _quiet_lightning() -> None:
     if logging.getLogger().hasHandlers():
         logger.handlers.clear()
         logger.propagate = True
+
+
+@contextmanager
+def _workers_end_with_this_process() -> Iterator[None]:
+    """Passes a request to end (SIGTERM: batch systems, `kill`) on to the workers, who would otherwise train on."""
+
+    def end(number: int, frame: object) -> None:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise SystemExit(128 + number)
+
+    # Python lets only a process's main thread handle signals
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -75,7 +75,8 @@ class _GlooSwap:
                     f" {self.edge.neighbor} after {waited:.1f} s"
                     + (
                         ". If that worker is only slow (first batches under torch.compile, long work on one worker),"
-                        " raise DecentralizedGossipStrategy(timeout=...)"
+                        " raise DecentralizedGossipStrategy(timeout=...); otherwise look whether it has stopped, or has"
+                        " fewer batches than this one"
                         if late
                         else ": it ended, or its own error closed the link; look at its output"
                     )

@@ -11,6 +11,7 @@ finished exchange are added to the live parameters. It knows nothing of Lightnin
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -196,15 +197,13 @@ class Gossiper:
     def step(self) -> GossipReport | None:
         """The batch has stepped: add what is due, send what is new. Returns the gossip that was finished, if any."""
         self.totals.steps += 1
+        if self._pending is not None and self._pending.done():
+            self._pending.result()  # an error is raised at the first batch after it, not at the next gossip
         if self.totals.steps % self.every or self.exchange.topology.workers == 1:
             return None
-        if self.overlap:
-            report = self.finish()
-            self._start()
-        else:
-            self._start()
-            report = self.finish()
-        return report
+        report = self.finish()
+        self._start()
+        return report if self.overlap else self.finish()
 
     def finish(self) -> GossipReport | None:
         """Wait for the exchange in flight, if there is one, and add its increments to the live parameters."""
@@ -249,6 +248,8 @@ class Gossiper:
                 "the gossip state in the checkpoint belongs to parameters with other names, shapes, dtypes or order"
                 " than this model's"
             )
+        with contextlib.suppress(EdgeError):
+            self.settle()  # its buffers are in use until it has ended, and its result is no longer wanted
         self.totals = GossipTotals(**state["totals"])
         self._gossips = state["gossips"]
         self._pending = None

@@ -94,7 +94,7 @@ class FlatVector:
 
     Raises:
         TypeError: a tensor is neither floating-point nor complex; an average of it would mean nothing.
-        ValueError: a name or a tensor occurs twice.
+        ValueError: a name or a tensor occurs twice, or the tensors are on several devices.
 
     Example:
         >>> weight, bias = torch.ones(2, 2), torch.zeros(3, dtype=torch.float64)
@@ -124,6 +124,9 @@ class FlatVector:
                 )
         if len(set(self.names)) != len(named) or len({id(tensor) for tensor in self.tensors}) != len(named):
             raise ValueError("every name and every tensor of a flat vector must occur once")
+        if len({tensor.device for tensor in self.tensors}) > 1:
+            found = ", ".join(sorted({str(tensor.device) for tensor in self.tensors}))
+            raise ValueError(f"the tensors of a flat vector must be on one device, found {found}")
         self.layout = tuple(describe_tensors(named, "tensor"))
         self._slots, self._sections, self.size_bytes = _plan(self.tensors)
         self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
@@ -138,6 +141,12 @@ class FlatVector:
         deadline and its error; with one tag for all, gloo ends the process when sizes differ.
         """
         return int.from_bytes(hashlib.sha256("\n".join(self.layout).encode()).digest()[:4]) >> 1
+
+    def rebind(self, tensors: Sequence[Tensor]) -> None:
+        """Stand for other tensors of the same layout from now on: user code may rebind a buffer to a new tensor."""
+        if tuple(describe_tensors(zip(self.names, tensors, strict=True), "tensor")) != self.layout:
+            raise ValueError("tensors can only be replaced by tensors of the same shapes and dtypes")
+        self.tensors = tuple(tensors)
 
     def new_buffer(self) -> FlatBuffer:
         """A buffer of zeros in host memory (pinned when the tensors live on a GPU)."""

@@ -44,7 +44,8 @@ def broadcast_from_zero(tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
         # Contiguous and detached: parameters may be expanded, strided or on another device than the group's.
         wire = tensor.detach().to(_device()).contiguous()
-        dist.broadcast(wire, src=0)
+        # As bytes: the backends do not know every dtype that a buffer may have.
+        dist.broadcast(wire.reshape(-1).view(torch.uint8), src=0)
         tensor.copy_(wire)
 
 

@@ -55,7 +55,7 @@ def install() -> None:
         module = sys.modules.get(name)
         if module is not None and hasattr(module, "StrategyRegistry"):
             register(module)
-        elif not any(isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path):
+        elif not any(getattr(finder, "waits_for", None) == name for finder in sys.meta_path):
             sys.meta_path.insert(0, _Finder(name))
 
 
@@ -63,16 +63,18 @@ class _Finder(MetaPathFinder):
     """Finds one module the usual way and lets `register` run after it has been executed."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.waits_for = name
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self.name:
+        if fullname != self.waits_for:
             return None
-        for finder in sys.meta_path:
+        # Only those behind this one: two of this kind (a reload, a second copy) must not ask each other for ever.
+        here = sys.meta_path.index(self) if self in sys.meta_path else -1
+        for finder in sys.meta_path[here + 1 :]:
             find_spec = getattr(finder, "find_spec", None)
-            if finder is self or find_spec is None:
+            if find_spec is None:
                 continue
             spec = find_spec(fullname, path, target)
             if spec is not None:

@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pickle import UnpicklingError
 from typing import IO, Any, BinaryIO, cast
 
 import torch
@@ -22,7 +23,16 @@ from torch import Tensor
 
 from lightning_decgan.gossip import world
 
-__all__ = ["MANIFEST_KEY", "CheckpointError", "digest", "read_shard", "remove_shards", "verify", "write_shards"]
+__all__ = [
+    "MANIFEST_KEY",
+    "CheckpointError",
+    "digest",
+    "nothing_unpickled",
+    "read_shard",
+    "remove_shards",
+    "verify",
+    "write_shards",
+]
 
 MANIFEST_KEY = "decentralized_gossip"
 _FORMAT = 1
@@ -54,14 +64,15 @@ def digest(state_dict: Mapping[str, Any]) -> str:
 
 
 def write_shards(
-    path: str | os.PathLike, worker: int, shard: Mapping[str, Any], consensus: Mapping[str, Any]
+    path: str | os.PathLike, worker: int, make_shard: Callable[[], Mapping[str, Any]], consensus: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write this worker's shard; every worker must call this. Returns the manifest to be stored inside the checkpoint.
 
     Args:
         path: the checkpoint file the shards belong to; it is not written here.
         worker: this worker's rank.
-        shard: what to store; must be loadable with `weights_only=True`.
+        make_shard: gives what to store; must be loadable with `weights_only=True`. Called here, so that all workers
+            hear of it when it fails.
         consensus: the state dict that the checkpoint file will hold.
 
     Raises:
@@ -69,7 +80,7 @@ def write_shards(
     """
     entry: dict[str, Any]
     try:
-        entry = _write_shard(path, worker, shard)
+        entry = _write_shard(path, worker, make_shard())
     except Exception as error:
         # Whatever went wrong here, the others are about to wait for this worker and have to hear of it.
         entry = {"error": f"{type(error).__name__}: {error}"}
@@ -90,8 +101,8 @@ def read_shard(path: str | os.PathLike, manifest: Mapping[str, Any], worker: int
     problem = ""
     try:
         shard = _read_shard(path, manifest["shards"][worker])
-    except (CheckpointError, OSError) as error:
-        problem = str(error)
+    except (CheckpointError, OSError, LookupError) as error:
+        problem = f"{error}" if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
     problems = [text.decode() for text in world.gather_bytes(problem.encode())]
     if any(problems):
         listed = "; ".join(f"worker {rank}: {text}" for rank, text in enumerate(problems) if text)
@@ -130,14 +141,34 @@ def remove_shards(path: str | os.PathLike, keep: Mapping[str, Any] | None = None
     fs, directory = url_to_fs(shard_directory(path))
     if not fs.exists(directory):
         return
-    if keep is None:
-        fs.rm(directory, recursive=True)
-        return
-    kept = {entry["file"] for entry in keep["shards"]}
-    for file in fs.ls(directory, detail=False):
-        if os.path.basename(file) not in kept:
-            with contextlib.suppress(FileNotFoundError):
-                fs.rm_file(file)
+    # Several machines may share the folder, and each of them removes: what is gone is gone.
+    with contextlib.suppress(FileNotFoundError):
+        if keep is None:
+            fs.rm(directory, recursive=True)
+            return
+        kept = {entry["file"] for entry in keep["shards"]}
+        for file in fs.ls(directory, detail=False):
+            if os.path.basename(file) not in kept:
+                with contextlib.suppress(FileNotFoundError):
+                    fs.rm_file(file)
+
+
+@contextlib.contextmanager
+def nothing_unpickled(path: str | os.PathLike) -> Iterator[None]:
+    """Turn torch's refusal to unpickle, which advises `weights_only=False`, into what can be done about it.
+
+    Raises:
+        CheckpointError: what was read within the block holds something else than plain values and tensors.
+    """
+    try:
+        yield
+    except UnpicklingError as error:
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+        raise CheckpointError(
+            f"checkpoint {os.fspath(path)} holds something that would have to be unpickled, which this strategy never"
+            f" does: {reason} Keep plain values and tensors in hyperparameters and on_save_checkpoint: str(path) for a"
+            " path, a dict for a configuration."
+        ) from error
 
 
 class _HashingFile:
@@ -194,4 +225,5 @@ def _read_shard(path: str | os.PathLike, entry: Mapping[str, Any]) -> dict[str, 
                 f"its shard {file} has been altered: SHA-256 {found.hexdigest()} instead of {entry['sha256']}"
             )
         opened.seek(0)
-        return dict(torch.load(opened, map_location="cpu", weights_only=True))
+        with nothing_unpickled(file):
+            return dict(torch.load(opened, map_location="cpu", weights_only=True))

@@ -7,18 +7,26 @@ Here both become local: every worker acts on the signal that it has received its
 
 from __future__ import annotations
 
+import contextlib
+import os
+import random
 import socket
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["disarm_world_broadcasts", "loopback_store"]
+__all__ = ["choose_main_port", "disarm_world_broadcasts", "loopback_store"]
+
+# Below the ephemeral ports of Linux (32768 and up) and above the usual servers.
+_SERVER_PORTS = range(20_000, 32_000)
 
 
 def disarm_world_broadcasts(trainer: Trainer) -> None:
@@ -48,6 +56,24 @@ def disarm_world_broadcasts(trainer: Trainer) -> None:
     # On the instances: other trainers of this process keep what they have.
     setattr(epoch_loop, "_broadcast_sigterm_tensor", stop_if_terminated)  # noqa: B010
     setattr(connector, "_sigterm_notifier_fn", note_sigterm)  # noqa: B010
+
+
+def choose_main_port(environment: ClusterEnvironment) -> None:
+    """Let the workers of one machine meet at a port that no outgoing connection can take in the meantime.
+
+    Lightning asks the system for a free port and gives it back; seconds pass until the first worker listens there, and
+    such a port lies where the system finds ports for connections (two runs at a time then clash now and then).
+    """
+    if (
+        isinstance(environment, LightningEnvironment)
+        and environment._main_port == -1
+        and "MASTER_PORT" not in os.environ
+    ):
+        for port in random.SystemRandom().sample(_SERVER_PORTS, 50):
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                environment._main_port = port
+                return
 
 
 def loopback_store(port: int, workers: int, rank: int, timeout: timedelta) -> dist.TCPStore:

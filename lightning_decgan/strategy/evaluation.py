@@ -47,9 +47,11 @@ class Consensus:
         buffers = [b for b in module.buffers() if b.is_floating_point() or b.is_complex()]
         live = parameters + buffers
         counted = [True] * len(parameters) + [False] * len(buffers)
-        means, self.distance, self.relative_distance = world.average(live, counted)
-        self._live, self._own = live, means
-        self._exchange()
+        # Ordinary tensors, also where Lightning evaluates in inference mode: they are written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            means, self.distance, self.relative_distance = world.average(live, counted)
+            self._live, self._own = live, means
+            self._exchange()
 
     @torch.no_grad()
     def take_off(self) -> None:

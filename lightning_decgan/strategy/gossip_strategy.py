@@ -39,9 +39,10 @@ from lightning_decgan.gossip import (
 )
 from lightning_decgan.strategy import checkpoint as checkpoints
 from lightning_decgan.strategy import resume
-from lightning_decgan.strategy.compat import disarm_world_broadcasts
+from lightning_decgan.strategy.compat import choose_main_port, disarm_world_broadcasts
 from lightning_decgan.strategy.evaluation import Consensus, copy_state_dict
-from lightning_decgan.strategy.layout import count_optimized, gossiped_vector
+from lightning_decgan.strategy.launcher import SpawnLauncher
+from lightning_decgan.strategy.layout import gossiped_tensors, gossiped_vector
 from lightning_decgan.strategy.settings import check_settings
 from lightning_decgan.strategy.start import (
     check_finite,
@@ -152,11 +153,13 @@ class DecentralizedGossipStrategy(DDPStrategy):
         self._topology_spec = topology
         self._topology: Topology | None = None
         self._gossiper: Gossiper | None = None
-        self._gossiped_parameters = 0
+        self._gossiped: list[int] = []
         self._edges: Mapping[int, Edge] = {}
         self._has_fitted = False
         self._consensus = Consensus()
+        self._data_order = resume.DataOrder(lambda: 0)
         self._restored: dict[str, Any] | None = None
+        self._dumped: dict[str, Any] | None = None
         self._random_state_before_evaluation: dict[str, Any] | None = None
 
     # ---- what monitors read ----
@@ -202,7 +205,12 @@ class DecentralizedGossipStrategy(DDPStrategy):
             )
         workers = self.num_nodes * self.num_processes
         self._topology = build_topology(self._topology_spec, workers, seed=self.seed, rounds=self.rounds)
-        super()._configure_launcher()
+        assert self.cluster_environment is not None
+        choose_main_port(self.cluster_environment)
+        if self._start_method in ("spawn", "forkserver"):
+            self._launcher = SpawnLauncher(self, start_method=self._start_method)
+        else:
+            super()._configure_launcher()
 
     # ---- start ----
 
@@ -248,6 +256,10 @@ class DecentralizedGossipStrategy(DDPStrategy):
         if fitting:
             _optimizers_to_device(self.optimizers, self.root_device)
             draw_own_random_numbers(self.global_rank)
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            self._data_order = resume.DataOrder(lambda: progress.current.ready)
+            if self._restored is not None:
+                self._data_order.load_state_dict(self._restored["data_order"])
             self._has_fitted = True
             self._consensus = Consensus()
             timeout = max(self.gossip_timeout, _CONNECT_TIMEOUT)
@@ -305,6 +317,8 @@ class DecentralizedGossipStrategy(DDPStrategy):
         if self._is_fitting:
             assert self.lightning_module is not None
             self._random_state_before_evaluation = resume.get_random_state()
+            if self._gossiper is not None:
+                self._gossiper.settle()  # an error that ends the run names its edge here, before the world waits
             if self.evaluate == "consensus":
                 self._consensus.put_on(self.lightning_module)
 
@@ -331,8 +345,8 @@ class DecentralizedGossipStrategy(DDPStrategy):
             trainer = self.lightning_module.trainer
             if not trainer.training:
                 resume.keep_random_state(dataloader)
-            elif self._restored is not None:
-                resume.continue_where_it_stopped(dataloader, trainer, self._restored["random"])
+            else:
+                self._data_order.follow(dataloader)
         return dataloader
 
     # ---- checkpoints ----
@@ -342,8 +356,13 @@ class DecentralizedGossipStrategy(DDPStrategy):
         if self._gossiper is None:
             return super().lightning_module_state_dict()
         assert self.lightning_module is not None
+        if self.lightning_module.trainer.interrupted and self.world_size > 1:
+            # An error on one worker: a collective would wait for workers that are somewhere else, or gone.
+            raise checkpoints.CheckpointError("no checkpoint can be taken after an error: the workers have parted")
+        self._gossiper.settle()
         with self._consensus.worn(self.lightning_module):
-            return copy_state_dict(self.lightning_module)
+            self._dumped = copy_state_dict(self.lightning_module)
+        return self._dumped
 
     @override
     def save_checkpoint(
@@ -352,16 +371,20 @@ class DecentralizedGossipStrategy(DDPStrategy):
         manifest = None
         if self._gossiper is not None and "optimizer_states" in checkpoint:
             manifest = checkpoints.write_shards(
-                filepath, self.global_rank, self._shard(checkpoint), checkpoint["state_dict"]
+                filepath, self.global_rank, lambda: self._shard(checkpoint), checkpoint["state_dict"]
             )
             checkpoint[checkpoints.MANIFEST_KEY] = manifest
         super().save_checkpoint(checkpoint, filepath, storage_options)
-        if manifest is not None and self.local_rank == 0:
-            checkpoints.remove_shards(filepath, keep=manifest)
+        if manifest is not None:
+            self.barrier("the new checkpoint is there: the shards of an older one of this name may go")
+            if self.local_rank == 0:
+                checkpoints.remove_shards(filepath, keep=manifest)
+        self._dumped = None
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        checkpoint = super().load_checkpoint(checkpoint_path, weights_only=True)
+        with checkpoints.nothing_unpickled(checkpoint_path):
+            checkpoint = super().load_checkpoint(checkpoint_path, weights_only=True)
         manifest = checkpoints.verify(checkpoint_path, checkpoint)
         self._restored = None
         if manifest is None or not self._is_fitting:
@@ -373,8 +396,8 @@ class DecentralizedGossipStrategy(DDPStrategy):
             )
             return checkpoint
         shard = checkpoints.read_shard(checkpoint_path, manifest, self.global_rank)
-        self._restored = {"gossip": shard["gossip"], "random": shard["random"]}
-        return checkpoint | {"state_dict": shard["state_dict"]} | shard["checkpoint"]
+        self._restored = shard
+        return checkpoint | shard["checkpoint"]
 
     @override
     def remove_checkpoint(self, filepath: str | Path) -> None:
@@ -388,13 +411,16 @@ class DecentralizedGossipStrategy(DDPStrategy):
         assert self._gossiper is not None
         with self._consensus.lifted():
             own = copy_state_dict(self.lightning_module)
-        kept = ("optimizer_states", "lr_schedulers", type(self.precision_plugin).__qualname__)
+        # What Lightning, callbacks and user code put into this worker's copy of the checkpoint is this worker's own;
+        # only the weights, wherever a callback has moved them to, are the consensus and become the worker's.
+        kept = {key: own if value is self._dumped else value for key, value in checkpoint.items()}
+        if not any(value is own for value in kept.values()):  # user code has put a selection of the weights there
+            kept["state_dict"] = {name: own.get(name, value) for name, value in checkpoint["state_dict"].items()}
         return {
             "worker": self.global_rank,
-            "state_dict": {name: own.get(name, value) for name, value in checkpoint["state_dict"].items()},
-            "checkpoint": {key: checkpoint[key] for key in kept if key in checkpoint},
+            "checkpoint": kept,
             "gossip": self._gossiper.state_dict(),
-            "random": self._random_state_before_evaluation or resume.get_random_state(),
+            "data_order": self._data_order.state_dict(self._random_state_before_evaluation),
         }
 
     # ---- rare, whole-world moments ----
@@ -423,14 +449,31 @@ class DecentralizedGossipStrategy(DDPStrategy):
         return self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
 
     def _follow_optimizers(self, gossiper: Gossiper) -> None:
-        """Gossip what the optimizers hold now; a callback may have handed them more (fine-tuning)."""
-        if count_optimized(self.optimizers) != self._gossiped_parameters:
+        """Gossip what the optimizers and the module hold now: callbacks unfreeze, user code rebinds buffers."""
+        if self._signature() == self._gossiped:
+            return
+        assert self.lightning_module is not None
+        named = gossiped_tensors(self.lightning_module, self.optimizers, self.buffers)
+        if describe_tensors(named.items(), "tensor") == list(gossiper.vector.layout):
+            gossiper.vector.rebind(list(named.values()))
+            self._gossiped = self._signature()
+        else:
             gossiper.relayout(*self._layout())
+
+    def _signature(self) -> list[int]:
+        """Which tensors gossip, cheaply enough to ask after every batch."""
+        held = [id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
+        if self.buffers == "average":
+            assert self.lightning_module is not None
+            held += [id(buffer) for buffer in self.lightning_module.buffers()]
+        return held
 
     def _layout(self) -> tuple[FlatVector, Exchange]:
         assert self.lightning_module is not None
-        self._gossiped_parameters = count_optimized(self.optimizers)
-        vector = gossiped_vector(self.lightning_module, self.optimizers, self.buffers)
+        self._gossiped = self._signature()
+        vector = gossiped_vector(
+            gossiped_tensors(self.lightning_module, self.optimizers, self.buffers), self.optimizers
+        )
         exchange = Exchange(vector, self.topology, self._edges, self.global_rank, self.rounds, self.gossip_timeout)
         return vector, exchange
 
@@ -441,8 +484,8 @@ class DecentralizedGossipStrategy(DDPStrategy):
         return [
             *describe_tensors(module.named_parameters(), "parameter"),
             *describe_tensors(module.named_buffers(), "buffer"),
-            f"parameters held by optimizers: {count_optimized(self.optimizers)}",
+            *(f"gossips {name}" for name in gossiped_tensors(module, self.optimizers, self.buffers)),
             f"topology: {self.topology.describe()}",
             f"rounds: {self.rounds}, overlap: {self.overlap}, gossip_every: {self.gossip_every}",
-            f"buffers: {self.buffers}",
+            f"buffers: {self.buffers}, evaluate: {self.evaluate}",
         ]

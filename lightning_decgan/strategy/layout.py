@@ -13,34 +13,38 @@ from torch.optim import Optimizer
 
 from lightning_decgan.gossip import FlatVector
 
-__all__ = ["count_optimized", "gossiped_vector"]
+__all__ = ["gossiped_tensors", "gossiped_vector"]
 
 
-def count_optimized(optimizers: Sequence[Optimizer]) -> int:
-    """How many parameters the optimizers hold; fine-tuning callbacks may add some while training."""
-    return sum(len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups)
+def gossiped_tensors(module: Module, optimizers: Sequence[Optimizer], buffers: str) -> dict[str, Tensor]:
+    """Names and tensors in the order of `named_parameters`; `buffers="average"` adds floating-point buffers.
 
-
-def gossiped_vector(module: Module, optimizers: Sequence[Optimizer], buffers: str) -> FlatVector:
-    """The flat vector of a module, in the order of `named_parameters`, at the anchors of optimistic optimizers.
-
-    Args:
-        module: whose parameters.
-        optimizers: those with a method `lookahead` are asked for the way from a live parameter to its anchor.
-        buffers: `"average"` adds floating-point buffers to the vector, `"local"` does not.
+    Raises:
+        ValueError: an optimizer holds a parameter that the module does not register, so that nobody could name it.
     """
+    held = {parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]}
+    named: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p in held}
+    if len(named) < len(held):
+        raise ValueError(
+            f"the optimizers hold {len(held) - len(named)} parameters that {type(module).__name__} does not register;"
+            " workers could not average them. Make them attributes of the module (nn.Parameter, nn.ParameterList)."
+        )
+    if buffers == "average":
+        named |= {name: b for name, b in module.named_buffers() if b.is_floating_point() or b.is_complex()}
+    return named
+
+
+def gossiped_vector(named: dict[str, Tensor], optimizers: Sequence[Optimizer]) -> FlatVector:
+    """The flat vector of these tensors, at the anchors of those optimizers that have a method `lookahead`."""
     holders = {
         parameter: optimizer
         for optimizer in optimizers
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    named: list[tuple[str, Tensor]] = [(name, p) for name, p in module.named_parameters() if p in holders]
-    if buffers == "average":
-        named += [(name, b) for name, b in module.named_buffers() if b.is_floating_point() or b.is_complex()]
 
     def lookahead(tensor: Tensor) -> Tensor | None:
         ask = getattr(holders.get(tensor), "lookahead", None)
         return None if ask is None else ask(tensor)
 
-    return FlatVector(named, lookahead)
+    return FlatVector(named.items(), lookahead)

@@ -1,8 +1,7 @@
 """Random numbers and data order across a restart, so that a resumed run repeats the uninterrupted one bit for bit.
 
 Lightning restores weights, optimizers and counters; it neither saves random states nor, in the middle of an epoch, the
-place in the data. Here the training loader skips what was already seen and then, before it draws anything for the next
-batch, puts the saved random states back. Evaluation is kept from drawing random numbers that training would miss.
+place in the data. `DataOrder` does. Evaluation is kept from drawing random numbers that training would miss.
 """
 
 from __future__ import annotations
@@ -15,16 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.types import _Stateful
 from torch.utils.data import DataLoader
 
-__all__ = [
-    "continue_where_it_stopped",
-    "get_random_state",
-    "keep_random_state",
-    "set_random_state",
-    "skip_seen_batches",
-]
+__all__ = ["DataOrder", "get_random_state", "keep_random_state", "set_random_state"]
 
 
 def get_random_state() -> dict[str, Any]:
@@ -64,37 +57,69 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def skip_seen_batches(loader: DataLoader, seen: Callable[[], int], then: Callable[[], None]) -> None:
-    """Let the loader's next iteration begin after the batches that were trained on before the restart.
+class DataOrder:
+    """Where a worker is in its training data, so that a resumed run goes on with the batch that would have come next.
+
+    An epoch's order, and the seeds of loader processes, are drawn when its iteration begins. So the random states of
+    that moment are remembered: a resumed run puts them back, begins the epoch again, skips what was trained on, and
+    then puts back the states of the moment of saving.
+
+    Exact for one training loader. With several, or with `persistent_workers=True` (whose random numbers run on from
+    epoch to epoch in processes that are gone), or where a dataset without a length draws random numbers in this
+    process, an epoch is not resumed in its middle; Lightning's warning about that is left alone.
 
     Args:
-        loader: changed in place; it stays an instance of its own class.
-        seen: how many batches of this epoch are done; asked when the first batch is.
-        then: called once, after skipping and before anything is drawn for the next batch.
+        seen: how many batches of the present epoch are done.
     """
 
-    def iterate(batches: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    def __init__(self, seen: Callable[[], int]) -> None:
+        self._seen = seen
+        self._loaders: list[DataLoader] = []
+        self._epoch_start: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None
+
+    def follow(self, loader: DataLoader) -> None:
+        """Remember where this loader's epochs begin; it is changed in place and stays an instance of its class."""
+        self._loaders.append(loader)
+        _intercept_iteration(loader, functools.partial(self._iterate, loader))
+        if self._restored is not None and not loader.persistent_workers and not isinstance(loader, _Stateful):
+            # Lightning warns that such a loader cannot be resumed in the middle of an epoch; this one now can.
+            warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch.*")
+
+    def state_dict(self, now: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What a resumed run needs; `now` are the random states to go on with, by default the present ones."""
+        return {"now": (now or get_random_state()) | self._generators(), "epoch_start": self._epoch_start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there at the next first batch, once."""
+        self._restored = state
+
+    def _iterate(self, loader: DataLoader, batches: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         # A generator: nothing below runs before Lightning asks for the first batch, with its counters restored.
-        del loader.__dict__["_iterate"]
-        skip = seen()
-        if not skip:
-            then()
+        restored, self._restored = self._restored, None
+        skip = 0
+        if restored is not None:
+            # A loader that restores its own position has done so by now.
+            alone = len(self._loaders) == 1 and not isinstance(loader, _Stateful)
+            skip = self._seen() if alone and restored["epoch_start"] is not None else 0
+            self._restore(restored["epoch_start"] if skip else restored["now"])
+        self._epoch_start = get_random_state() | self._generators()
         iterator = batches()
         for _ in range(skip):
-            next(iterator)
-        if skip:
-            then()
+            next(iterator, None)
+        if restored is not None and skip:
+            self._restore(restored["now"])
         yield from iterator
 
-    _intercept_iteration(loader, iterate)
+    def _generators(self) -> dict[str, Any]:
+        generators = (loader.generator for loader in self._loaders)
+        return {"loaders": [None if generator is None else generator.get_state() for generator in generators]}
 
-
-def continue_where_it_stopped(loader: DataLoader, trainer: Trainer, random_state: dict[str, Any]) -> None:
-    """Let a resumed run's training loader, and every generator, give what would have come next."""
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    skip_seen_batches(loader, lambda: progress.current.ready, lambda: set_random_state(random_state))
-    # Lightning warns that such a loader cannot be resumed in the middle of an epoch; this one now can.
-    warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch.*")
+    def _restore(self, state: dict[str, Any]) -> None:
+        set_random_state(state)
+        for loader, generator_state in zip(self._loaders, state["loaders"], strict=False):
+            if loader.generator is not None and generator_state is not None:
+                loader.generator.set_state(generator_state)
 
 
 def keep_random_state(loader: DataLoader) -> None:

@@ -13,6 +13,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.utilities.distributed import _init_dist_connection
 from lightning.pytorch import LightningModule
 from torch.nn import UninitializedParameter
@@ -49,10 +50,10 @@ def draw_own_random_numbers(worker: int) -> None:
 
 
 def stays_on_this_machine(environment: ClusterEnvironment, nodes: int) -> bool:
-    """Whether Lightning starts the workers itself and all of them here."""
+    """Whether Lightning itself starts the workers (no torchrun, no SLURM) and all of them here."""
     return (
         nodes == 1
-        and not environment.creates_processes_externally
+        and isinstance(environment, LightningEnvironment)
         and environment.main_address in ("127.0.0.1", "localhost")
     )
 

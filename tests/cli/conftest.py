@@ -17,22 +17,36 @@ def feature_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def decgan(feature_cache):
-    """Runs `decgan WORDS` in a folder and returns the finished process."""
+def start_decgan(feature_cache):
+    """Starts `decgan WORDS` in a folder and returns the running process."""
 
-    def run(*words, cwd, timeout=240, **variables):
+    def start(*words, cwd, **variables):
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "MASTER_"))}
         environment |= {"XDG_CACHE_HOME": str(feature_cache), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         search = [str(REPOSITORY), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(search)
-        return subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "lightning_decgan.cli.main", *words],
             cwd=cwd,
             env=environment | variables,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
-            check=False,
         )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def decgan(start_decgan):
+    """Runs `decgan WORDS` in a folder and returns its exit code and what it printed."""
+
+    def run(*words, cwd, timeout=240, **variables):
+        with start_decgan(*words, cwd=cwd, **variables) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=timeout)
+            finally:
+                process.kill()
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
     return run

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -159,11 +160,16 @@ def test_an_option_that_does_not_exist_is_answered_with_those_that_do(decgan, tm
 
 
 def test_a_value_that_cannot_be_used_is_said_in_one_line_before_any_worker_starts(decgan, tmp_path):
-    result = decgan("train", "debug=default", "callbacks=none", "strategy.rounds=0", cwd=tmp_path)
+    words = ("train", "debug=default", "callbacks=none", "strategy.rounds=0")
+    result = decgan(*words, cwd=tmp_path)
     assert result.returncode == 2
     assert "strategy: rounds must be an integer >= 1, found 0" in result.stderr.splitlines()
     assert "Traceback" not in result.stderr
     assert "Initializing distributed" not in result.stderr + result.stdout
+    asked_for_more = decgan(*words, cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert asked_for_more.returncode == 2
+    assert "Traceback" in asked_for_more.stderr
+    assert "check_settings" in asked_for_more.stderr
 
 
 def test_an_accident_in_a_run_ends_it_with_a_code_a_reason_and_a_summary_that_says_so(decgan, tmp_path):
@@ -175,6 +181,29 @@ def test_an_accident_in_a_run_ends_it_with_a_code_a_reason_and_a_summary_that_sa
     assert summary["status"] == "failed"
     assert "batch_size=4000" in summary["error"]
     assert "training failed: " in (run_folder(tmp_path) / "train.log").read_text()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_end_takes_its_workers_with_it(start_decgan, tmp_path, number, code):
+    words = ("steps=1000000", "validate_every_steps=1000000", "~callbacks.fidelity", "~callbacks.progress_bar")
+    with start_decgan("train", "debug=default", *words, cwd=tmp_path) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob("outputs/*/*/samples/step-000000-*.png")):
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+            assert len(workers) == 2
+            process.send_signal(number)
+            assert process.wait(60) == code
+        finally:
+            process.kill()
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    summary = summary_of(run_folder(tmp_path))
+    assert (summary["status"], summary["workers"]) == ("failed", 2)
 
 
 def test_options_of_ones_own_are_found_in_a_folder_of_ones_own(decgan, tmp_path):

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from lightning_decgan.strategy import DecentralizedGossipStrategy
 from lightning_decgan.strategy.checkpoint import MANIFEST_KEY, CheckpointError
@@ -81,6 +82,73 @@ def test_stopping_at_50_and_resuming_equals_100_straight_bit_for_bit(
     for mine, its in zip(straight, resumed, strict=True):
         assert mine["batches"] == its["batches"] == 100
         _assert_same(mine, its)
+
+
+def _numbers_trained_on(batches: int, folder: str, ckpt: str | None, loader: dict[str, Any]) -> list[Any]:
+    """What a worker trains on, batch by batch: indices, random numbers of the data, random numbers of the step."""
+    seed_everything(1)
+    model = Remembers(loader)
+    sampler = loader.get("sampler") != "own order"
+    trainer = make_trainer(
+        "decentralized_gossip", 2, max_steps=batches, max_epochs=-1, use_distributed_sampler=sampler,
+        enable_checkpointing=True, limit_val_batches=0,
+        callbacks=[ModelCheckpoint(dirpath=folder, every_n_train_steps=13, save_top_k=-1, filename="{step}")],
+    )  # fmt: skip
+    trainer.fit(model, ckpt_path=ckpt)
+    return model.seen
+
+
+class Numbers(Dataset):
+    """Augmented data: an index and a random number."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        return index, torch.rand(())
+
+
+class Remembers(LightningModule):
+    """Writes down what it is trained on."""
+
+    def __init__(self, loader: dict[str, Any]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.loader, self.seen = loader, []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        indices, noise = batch
+        self.seen.append((indices.tolist(), noise.tolist(), float(torch.rand(()))))
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self) -> DataLoader:
+        arguments = dict(self.loader)
+        if arguments.get("sampler") == "subset":
+            arguments["sampler"] = SubsetRandomSampler(range(64))
+        elif arguments.pop("sampler", None) == "own order":
+            arguments["shuffle"] = True
+        return DataLoader(Numbers(), batch_size=4, **arguments)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [{"shuffle": True}, {"shuffle": True, "num_workers": 1}, {"sampler": "subset"}, {"sampler": "own order"}],
+    ids=["shuffled", "loader process", "a random sampler", "not distributed"],
+)
+def test_a_run_resumed_in_the_middle_of_a_later_epoch_sees_the_same_data(
+    tmp_path: Path, loader: dict[str, Any]
+) -> None:
+    """8 or 16 batches an epoch, 13 before the stop."""
+    straight = run_workers(2, _numbers_trained_on, 29, str(tmp_path / "a"), None, loader)
+    run_workers(2, _numbers_trained_on, 13, str(tmp_path / "b"), None, loader)
+    checkpoint = str(tmp_path / "b" / "step=13.ckpt")
+    resumed = run_workers(2, _numbers_trained_on, 29, str(tmp_path / "c"), checkpoint, loader)
+    for mine, its in zip(straight, resumed, strict=True):
+        assert len(its) == 16
+        assert mine[13:] == its
 
 
 def _train_named(folder: str, batches: int, ckpt: str | None, settings: dict[str, Any], limits: dict) -> dict[str, Any]:
@@ -162,6 +230,48 @@ def test_a_damaged_checkpoint_is_refused_by_all_workers_with_the_reason(tmp_path
         else:
             assert "worker 2: its shard" in message
             assert expected[damage] in message
+
+
+def _average_weights(folder: str, batches: int, ckpt: str | None) -> list[Any]:
+    seed_everything(1)
+    model, averaging = Remembers({"shuffle": True}), EMAWeightAveraging(decay=0.5)
+    model.training_step = lambda batch, _: (model.weight - model.global_rank - 1).square().sum()  # type: ignore
+    saver = ModelCheckpoint(dirpath=folder, every_n_train_steps=6, save_top_k=-1, filename="{step}")
+    trainer = make_trainer("decentralized_gossip", 2, max_steps=batches, max_epochs=-1, limit_val_batches=0,
+                           enable_checkpointing=True, callbacks=[averaging, saver])  # fmt: skip
+    trainer.fit(model, ckpt_path=ckpt)
+    return [model.weight.detach().clone()]
+
+
+def test_weights_that_a_callback_averages_are_resumed_as_each_workers_own(tmp_path: Path) -> None:
+    straight = run_workers(2, _average_weights, str(tmp_path / "a"), 12, None)
+    run_workers(2, _average_weights, str(tmp_path / "b"), 6, None)
+    resumed = run_workers(2, _average_weights, str(tmp_path / "c"), 12, str(tmp_path / "b" / "step=6.ckpt"))
+    _assert_same(straight, resumed)
+
+
+class HoldsAPath(UsersGAN):
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["where"] = Path("somewhere")
+
+
+def _resume_with_a_path(folder: str) -> str:
+    seed_everything(1)
+    saver = ModelCheckpoint(dirpath=folder, every_n_train_steps=16, filename="{step}")
+    make_trainer("decentralized_gossip", 2, max_steps=16, max_epochs=-1, callbacks=[saver],
+                 enable_checkpointing=True).fit(HoldsAPath())  # fmt: skip
+    try:
+        make_trainer("decentralized_gossip", 2, max_steps=32, max_epochs=-1).fit(
+            HoldsAPath(), ckpt_path=f"{folder}/step=16.ckpt", weights_only=False
+        )
+    except CheckpointError as error:
+        return str(error)
+    return "no error"
+
+
+def test_nothing_in_a_checkpoint_is_unpickled_even_if_asked(tmp_path: Path) -> None:
+    for message in run_workers(2, _resume_with_a_path, str(tmp_path)):
+        assert "would have to be unpickled, which this strategy never does" in message
 
 
 def _resume_error(checkpoint: str, folder: str) -> str:

@@ -176,3 +176,14 @@ def test_a_module_that_does_not_exist_stays_an_ordinary_import_error(monkeypatch
     autoload.install()
     with pytest.raises(ModuleNotFoundError, match="a_module_nobody_has"):
         __import__("a_module_nobody_has")
+
+
+def test_two_finders_of_this_kind_do_not_ask_each_other_for_ever() -> None:
+    code = (
+        "import sys, importlib, lightning_decgan.strategy.autoload as a\n"
+        "a.install(); first = [f for f in sys.meta_path if getattr(f, 'waits_for', None)]\n"
+        "sys.meta_path.remove(first[0]); importlib.reload(a); a.install(); sys.meta_path.insert(0, first[0])\n"
+        "import lightning.pytorch.strategies as s; print('decentralized_gossip' in s.StrategyRegistry)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr

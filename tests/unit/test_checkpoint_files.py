@@ -23,7 +23,7 @@ from lightning_decgan.strategy.checkpoint import (
 def _save(path: Path, value: float) -> dict[str, Any]:
     """Save as the strategy does: the shard, the file that lists it, then what is no longer listed goes."""
     consensus = {"weight": torch.full((3,), value)}
-    manifest = write_shards(path, 0, {"own": torch.full((5,), value), "step": 7}, consensus)
+    manifest = write_shards(path, 0, lambda: {"own": torch.full((5,), value), "step": 7}, consensus)
     torch.save({"state_dict": consensus, MANIFEST_KEY: manifest}, path)
     remove_shards(path, keep=manifest)
     return manifest
@@ -104,7 +104,7 @@ def test_a_write_that_fails_leaves_no_file_and_the_older_checkpoint_intact(
         ),
     )
     with pytest.raises(CheckpointError, match=r"x\.ckpt was not written: worker 0: .*"):
-        write_shards(path, 0, {"own": torch.zeros(1000)}, {"weight": torch.zeros(3)})
+        write_shards(path, 0, lambda: {"own": torch.zeros(1000)}, {"weight": torch.zeros(3)})
     monkeypatch.undo()
     assert _shards(path) == before
     assert float(_load(path)["own"][0]) == 1.0
@@ -113,14 +113,14 @@ def test_a_write_that_fails_leaves_no_file_and_the_older_checkpoint_intact(
 def test_what_cannot_be_stored_is_an_error_of_the_checkpoint_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     with pytest.raises(CheckpointError, match="was not written: worker 0"):
-        write_shards(path, 0, {"own": (number for number in range(3))}, {})
+        write_shards(path, 0, lambda: {"own": (number for number in range(3))}, {})
     assert _shards(path) == []
 
 
 def test_a_crash_between_the_shards_and_the_file_leaves_the_older_checkpoint_resumable(tmp_path: Path) -> None:
     path = tmp_path / "x.ckpt"
     _save(path, 1.0)
-    write_shards(path, 0, {"own": torch.full((5,), 2.0)}, {"weight": torch.full((3,), 2.0)})
+    write_shards(path, 0, lambda: {"own": torch.full((5,), 2.0)}, {"weight": torch.full((3,), 2.0)})
     assert float(_load(path)["own"][0]) == 1.0
     _save(path, 3.0)
     assert float(_load(path)["own"][0]) == 3.0

@@ -168,7 +168,7 @@ def test_before_a_trainer_exists_there_is_no_topology_and_nothing_was_measured()
     ("name", "launcher"),
     [
         ("decentralized_gossip", "_SubprocessScriptLauncher"),
-        ("decentralized_gossip_spawn", "_MultiProcessingLauncher"),
+        ("decentralized_gossip_spawn", "SpawnLauncher"),
         ("decentralized_gossip_fork", "_MultiProcessingLauncher"),
         ("decentralized_gossip_notebook", "_MultiProcessingLauncher"),
     ],

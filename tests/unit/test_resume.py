@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from lightning_decgan.strategy.resume import (
+    DataOrder,
     get_random_state,
     keep_random_state,
     set_random_state,
-    skip_seen_batches,
 )
 
 
@@ -65,50 +66,88 @@ def _epoch(loader: DataLoader) -> list:
     return [(indices.tolist(), noise.tolist()) for indices, noise in loader]
 
 
-def test_a_loader_skips_what_was_seen_and_then_draws_what_would_have_come() -> None:
-    loader = DataLoader(Numbers(), batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(5))
-    whole, state, iterator = [], {}, iter(loader)
-    for step in range(6):
-        indices, noise = next(iterator)
-        whole.append((indices.tolist(), noise.tolist()))
-        if step == 3:
-            state = get_random_state()
-
+def _stop_and_resume(make: Callable[[], DataLoader], batches: int) -> tuple[list, list]:
+    """The batches of two epochs, straight and with a restart after some; other random numbers in between."""
+    whole: list = []
+    loader = make()
+    order = DataOrder(lambda: 0)
+    order.follow(loader)
+    saved = {}
+    for _ in range(2):
+        # As Lightning does, which knows the length: the iterator is dropped, not run to its end.
+        for indices, noise in itertools.islice(loader, len(loader)):
+            whole.append((indices.tolist(), noise.tolist(), _draw()))
+            if len(whole) == batches:
+                saved = order.state_dict()
     torch.manual_seed(99)
-    again = DataLoader(Numbers(), batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(5))
-    skip_seen_batches(again, lambda: 4, lambda: set_random_state(state))
-    assert isinstance(again, DataLoader)
-    assert len(again) == 6
-    assert _epoch(again) == whole[4:]
+    random.seed(99)
+    again = make()
+    resumed = DataOrder(lambda: batches % len(again))
+    resumed.load_state_dict(saved)
+    resumed.follow(again)
+    continued: list = []
+    while len(continued) < len(whole) - batches:
+        left = len(again) - (batches + len(continued)) % len(again)
+        continued += [(indices.tolist(), noise.tolist(), _draw()) for indices, noise in itertools.islice(again, left)]
+    return whole[batches:], continued
+
+
+@pytest.mark.parametrize("batches", [4, 6, 8, 11])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DataLoader(Numbers(), batch_size=2, shuffle=True),
+        lambda: DataLoader(Numbers(), batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(5)),
+        lambda: DataLoader(Numbers(), batch_size=2, sampler=SubsetRandomSampler(range(12))),
+        lambda: DataLoader(Numbers(), batch_size=2, shuffle=True, num_workers=1),
+    ],
+    ids=["global numbers", "a generator of its own", "a random sampler", "a loader process"],
+)
+def test_a_resumed_epoch_goes_on_with_the_batch_that_would_have_come(
+    make: Callable[[], DataLoader], batches: int
+) -> None:
+    straight, continued = _stop_and_resume(make, batches)
+    assert len(straight) == 12 - batches
+    assert continued == straight
 
 
 def test_only_the_first_iteration_after_a_restart_skips() -> None:
-    loader = DataLoader(Numbers(), batch_size=2)
-    calls = []
-    skip_seen_batches(loader, lambda: 4, lambda: calls.append("random numbers put back"))
-    assert [indices for indices, _ in _epoch(loader)] == [[8, 9], [10, 11]]
-    assert _epoch(loader)[0][0] == [0, 1]
-    assert len(_epoch(loader)) == 6
-    assert calls == ["random numbers put back"]
-
-
-def test_at_the_end_of_an_epoch_nothing_is_skipped_and_the_state_precedes_the_new_order() -> None:
-    """A sampler draws its seed from the global numbers when an epoch begins: by then they must be put back."""
-    loader = DataLoader(Numbers(), batch_size=2, sampler=RandomSampler(Numbers()))
-    state = get_random_state()
-    expected = _epoch(loader)
-    torch.manual_seed(99)
-    again = DataLoader(Numbers(), batch_size=2, sampler=RandomSampler(Numbers()))
-    skip_seen_batches(again, lambda: 0, lambda: set_random_state(state))
-    assert _epoch(again) == expected
-
-
-def test_how_much_was_seen_is_asked_when_the_first_batch_is() -> None:
     loader, seen = DataLoader(Numbers(), batch_size=2), [0]
-    skip_seen_batches(loader, lambda: seen[0], lambda: None)
+    order = DataOrder(lambda: seen[0])
+    order.follow(loader)
+    next(iter(loader))
+    order.load_state_dict(order.state_dict())
     iterator = iter(loader)
-    seen[0] = 5  # Lightning restores its counters between making the loader's iterator and the first batch
-    assert [indices.tolist() for indices, _ in iterator] == [[10, 11]]
+    seen[0] = 4  # Lightning restores its counters between making the loader's iterator and the first batch
+    assert [indices.tolist() for indices, _ in iterator] == [[8, 9], [10, 11]]
+    assert len(_epoch(loader)) == 6
+    assert isinstance(loader, DataLoader)
+
+
+def test_a_loader_that_restores_its_own_position_is_not_moved_twice() -> None:
+    class Stateful(DataLoader):
+        def state_dict(self) -> dict:
+            return {}
+
+        def load_state_dict(self, state: dict) -> None:
+            pass
+
+    loader = Stateful(Numbers(), batch_size=2)
+    order = DataOrder(lambda: 4)
+    order.follow(loader)
+    next(iter(loader))
+    order.load_state_dict(order.state_dict())
+    assert len(_epoch(loader)) == 6
+
+
+def test_with_several_loaders_nothing_is_skipped() -> None:
+    loaders = [DataLoader(Numbers(), batch_size=size) for size in (2, 6)]
+    order = DataOrder(lambda: 4)
+    for loader in loaders:
+        order.follow(loader)
+    next(iter(loaders[0]))
+    order.load_state_dict(order.state_dict())
+    assert [len(_epoch(loader)) for loader in loaders] == [6, 2]
 
 
 def test_a_loader_for_evaluation_leaves_the_random_numbers_alone() -> None:
@@ -123,16 +162,6 @@ def test_a_loader_for_evaluation_leaves_the_random_numbers_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     list(plain)
     assert not torch.equal(torch.get_rng_state(), before), "an ordinary DataLoader draws a seed"
-
-
-def test_an_iterable_dataset_is_skipped_through_as_well() -> None:
-    class Stream(IterableDataset):
-        def __iter__(self) -> Iterator[int]:
-            return iter(range(6))
-
-    loader = DataLoader(Stream(), batch_size=2)
-    skip_seen_batches(loader, lambda: 2, lambda: None)
-    assert [batch.tolist() for batch in loader] == [[4, 5]]
 
 
 def test_a_users_own_loader_class_stays_what_it_is() -> None:

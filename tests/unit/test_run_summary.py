@@ -39,7 +39,7 @@ class Toy(LightningModule):
 
     def training_step(self, batch, batch_idx):
         if training_batches(self.trainer) == self.fail_at:
-            raise RuntimeError("the second line of a message\nis the one that counts")
+            raise RuntimeError("what a worker said:\nValueError: this is the line that counts")
         for optimizer in self.optimizers():
             optimizer.zero_grad()
             self.manual_backward((self.brightness - batch[0].mean()).square())
@@ -114,7 +114,7 @@ def test_a_failed_run_says_why_in_one_line(tmp_path):
         fit(tmp_path, Toy(fail_at=4))
     summary = read(tmp_path)
     assert summary["status"] == "failed"
-    assert summary["error"] == "RuntimeError: is the one that counts"
+    assert summary["error"] == "ValueError: this is the line that counts"
     assert (summary["steps"], summary["images_seen"]) == (4, 20)
 
 
