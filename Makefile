@@ -21,7 +21,7 @@ demo: $(READY)  ## four workers learn to draw digits, decentralized
 	$(BIN)/decgan train experiment=digits
 
 test: $(READY)  ## every test: unit, distributed, command line, examples, the wheel
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-unit: $(READY)  ## the tests that start no process, and the docstrings' examples
 	$(BIN)/python -m pytest tests/unit --doctest-modules lightning_decgan

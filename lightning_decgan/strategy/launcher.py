@@ -1,8 +1,8 @@
 """Starting workers by spawn or forkserver, for modules that torch refuses to pickle as well.
 
-`torch.nn.utils.parametrizations` (spectral norm, weight norm) give a layer a class of its own that cannot be pickled,
-so that plain `ddp_spawn` cannot train a GAN with spectral normalization. Here such layers are taken apart and put
-together again on their way into the workers. Pickles go to child processes of this machine, never over a network.
+A parametrized layer (`torch.nn.utils.parametrizations.spectral_norm`) has a class of its own that cannot be pickled, so
+plain `ddp_spawn` cannot train a GAN with spectral normalization. Here such layers are taken apart and put together
+again on their way into the workers. Pickles go to child processes of this machine, never over a network.
 """
 
 from __future__ import annotations

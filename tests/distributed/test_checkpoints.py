@@ -232,10 +232,14 @@ def test_a_damaged_checkpoint_is_refused_by_all_workers_with_the_reason(tmp_path
             assert expected[damage] in message
 
 
+class PullsItsOwnWay(Remembers):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return (self.weight - self.global_rank - 1).square().sum()
+
+
 def _average_weights(folder: str, batches: int, ckpt: str | None) -> list[Any]:
     seed_everything(1)
-    model, averaging = Remembers({"shuffle": True}), EMAWeightAveraging(decay=0.5)
-    model.training_step = lambda batch, _: (model.weight - model.global_rank - 1).square().sum()  # type: ignore
+    model, averaging = PullsItsOwnWay({"shuffle": True}), EMAWeightAveraging(decay=0.5)
     saver = ModelCheckpoint(dirpath=folder, every_n_train_steps=6, save_top_k=-1, filename="{step}")
     trainer = make_trainer("decentralized_gossip", 2, max_steps=batches, max_epochs=-1, limit_val_batches=0,
                            enable_checkpointing=True, callbacks=[averaging, saver])  # fmt: skip

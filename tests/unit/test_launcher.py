@@ -7,7 +7,8 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from lightning_decgan.gan.networks import DCGANDiscriminator
 from lightning_decgan.strategy.launcher import let_parametrized_layers_travel
@@ -18,12 +19,25 @@ def _through_a_process_boundary(module: nn.Module) -> nn.Module:
     return ForkingPickler.loads(ForkingPickler.dumps(module))
 
 
+class Twice(nn.Module):
+    """A parametrization of a user's own."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def _own(layer: nn.Module) -> nn.Module:
+    register_parametrization(layer, "weight", Twice())
+    return layer
+
+
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: nn.Sequential(spectral_norm(nn.Linear(4, 3)), nn.ReLU(), weight_norm(nn.Linear(3, 2))),
-        lambda: nn.Sequential(nn.Flatten(), spectral_norm(weight_norm(nn.Linear(4, 3)))),
+        lambda: nn.Sequential(spectral_norm(nn.Linear(4, 3)), nn.ReLU(), _own(nn.Linear(3, 2))),
+        lambda: nn.Sequential(nn.Flatten(), spectral_norm(_own(nn.Linear(4, 3)))),
     ],
+    ids=["two layers", "two on one layer"],
 )
 def test_a_parametrized_module_computes_and_learns_as_before(make) -> None:
     module = make()
