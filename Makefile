@@ -24,7 +24,7 @@ test: $(READY)  ## every test: unit, distributed, command line, examples, the wh
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-unit: $(READY)  ## the tests that start no process, and the docstrings' examples
-	$(BIN)/python -m pytest tests/unit --doctest-modules lightning_decgan
+	$(BIN)/python -m pytest tests/unit lightning_decgan
 
 lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

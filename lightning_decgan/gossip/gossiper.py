@@ -173,6 +173,7 @@ class Gossiper:
         EdgeError: from `step`, when a neighbour cannot be reached or misses its deadline.
 
     Example: one worker gossips with nobody.
+        >>> import torch
         >>> from lightning_decgan.topology import Ring
         >>> weight = torch.ones(3)
         >>> vector = FlatVector([("weight", weight)])

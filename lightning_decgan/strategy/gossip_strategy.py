@@ -157,7 +157,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
         self._edges: Mapping[int, Edge] = {}
         self._has_fitted = False
         self._consensus = Consensus()
-        self._data_order = resume.DataOrder(lambda: 0)
+        self._data_order: resume.DataOrder | None = None  # made where training is set up: it is not picklable
         self._restored: dict[str, Any] | None = None
         self._dumped: dict[str, Any] | None = None
         self._random_state_before_evaluation: dict[str, Any] | None = None
@@ -345,7 +345,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
             trainer = self.lightning_module.trainer
             if not trainer.training:
                 resume.keep_random_state(dataloader)
-            else:
+            elif self._data_order is not None:
                 self._data_order.follow(dataloader)
         return dataloader
 
@@ -409,6 +409,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
         """What this worker, and no other, needs to go on."""
         assert self.lightning_module is not None
         assert self._gossiper is not None
+        assert self._data_order is not None
         with self._consensus.lifted():
             own = copy_state_dict(self.lightning_module)
         # What Lightning, callbacks and user code put into this worker's copy of the checkpoint is this worker's own;
