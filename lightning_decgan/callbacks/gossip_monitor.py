@@ -46,6 +46,7 @@ class GossipMonitor(Callback):
         self.every_n_steps = positive_int("every_n_steps", every_n_steps)
         self._active = False
         self._neighbor_distance: float | None = None
+        self._counting = False
         self._logged_steps = 0
         self._logged_wait_seconds = 0.0
 
@@ -62,10 +63,15 @@ class GossipMonitor(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts waiting from here."""
-        if self._active:
+        """Counts waiting anew."""
+        self._counting = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Counts waiting from the first batch: by then a resumed run's totals are those of before the restart."""
+        if self._active and not self._counting:
             totals = _gossip(trainer).totals
             self._logged_steps, self._logged_wait_seconds = totals.steps, totals.wait_seconds
+            self._counting = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -34,7 +34,7 @@ class RunSummary(Callback):
     Fields: `status` ("running", "finished", "failed"), `error` (null or one line), `workers`, `strategy`, `topology`,
     `spectral_gap`, `rounds`, `overlap`, `steps` (batches a worker trained on), `images_seen` (all workers together),
     `seconds` (training and validating), `validation_seconds`, `images_per_second` (all workers, without validation),
-    `bytes_sent_per_worker` (one number a worker, since this start), `wait_seconds_per_worker`,
+    `bytes_sent_per_worker` (one number a worker, since the first start), `wait_seconds_per_worker`,
     `consensus_distance`, `relative_consensus_distance`, `features` (the feature network's name), `scores_before`,
     `scores`, `last_sample_grid`, `versions`. Steps, images and seconds go on counting across a resume.
 

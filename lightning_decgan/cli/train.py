@@ -305,22 +305,25 @@ def _quiet_lightning() -> None:
 
 @contextmanager
 def _workers_end_with_this_process() -> Iterator[None]:
-    """Passes a request to end (SIGTERM: batch systems, `kill`) on to the workers, who would otherwise train on."""
+    """Ends the workers when this process has to stop before they have; they would train on, and it would wait for them.
+
+    A batch system's SIGTERM becomes an exit, which like Ctrl-C comes by the `finally` here.
+    """
 
     def end(number: int, frame: object) -> None:
-        for worker in multiprocessing.active_children():
-            worker.terminate()
         raise SystemExit(128 + number)
 
+    others = set(multiprocessing.active_children())
     # Python lets only a process's main thread handle signals
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if in_main_thread else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextmanager
