@@ -10,9 +10,9 @@ from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import lightning_decgan.metrics
+from lightning_decgan.cli.build import make, make_run
 from lightning_decgan.cli.config import compose, config_dir, options
 from lightning_decgan.cli.errors import UsageError
-from lightning_decgan.cli.train import make, make_run
 from lightning_decgan.gan import DecentralizedGANModule
 from lightning_decgan.metrics import ClassifierFeatures
 from lightning_decgan.topology import TOPOLOGIES

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
+from lightning_decgan.cli.build import make
 from lightning_decgan.cli.checkpoint import EmbedConfig, embedded_config, load_trained
 from lightning_decgan.cli.config import compose
 from lightning_decgan.cli.errors import UsageError
 from lightning_decgan.cli.main import main
-from lightning_decgan.cli.train import make
 
 
 @pytest.fixture(scope="module")

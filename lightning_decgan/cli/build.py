@@ -1,0 +1,100 @@
+"""From a configuration to objects: the Trainer, the module and the data of a run, each from its `_target_`.
+
+Bad input ends here, in one line that names the section, before any worker is started. Nothing is trained or written.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_decgan.cli.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+
+def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
+    """Makes what a configuration names.
+
+    Args:
+        config: with the keys `data`, `model`, `callbacks`, `logger`, `strategy`, `trainer`, `ckpt_path`.
+
+    Returns:
+        The Trainer, the LightningModule and the LightningDataModule.
+
+    Raises:
+        UsageError: if something cannot be made with the values given; it names the section.
+    """
+    from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+    from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+    from lightning_decgan.cli.checkpoint import EmbedConfig, embedded_config
+
+    if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+        raise UsageError(f"ckpt_path must be a checkpoint to resume from, found {config.ckpt_path!r}, which is no file")
+    datamodule = make(config, "data")
+    model = make(config, "model")
+    callbacks = [make(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None]
+    callbacks.append(EmbedConfig(embedded_config(config)))
+    loggers = [make(config, f"logger.{name}") for name, entry in config.logger.items() if entry is not None]
+    strategy = config.strategy if isinstance(config.strategy, str) else make(config, "strategy")
+    trainer = make(
+        config,
+        "trainer",
+        strategy=strategy,
+        callbacks=callbacks,
+        # an empty list would let Lightning choose a logger and a folder of its own
+        logger=loggers or False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+    )
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise UsageError(
+            "strategy must start its workers with start_method=spawn or fork, found one that runs this command again, "
+            "which would begin another run in another folder"
+        )
+    return trainer, model, datamodule
+
+
+def make(config: DictConfig, key: str, **arguments: Any) -> Any:
+    """The object that a section of the configuration describes.
+
+    Args:
+        config: the whole configuration.
+        key: of the section: "model", "callbacks.sample_grid".
+        **arguments: more arguments for the class.
+
+    Returns:
+        The object.
+
+    Raises:
+        UsageError: if the section has no `_target_`, the class does not exist, or it refuses its arguments.
+
+    Example:
+        >>> config = OmegaConf.create({"delay": {"_target_": "datetime.timedelta", "seconds": "soon"}})
+        >>> make(config, "delay")
+        Traceback (most recent call last):
+        lightning_decgan.cli.errors.UsageError: delay: unsupported type for timedelta seconds component: str
+    """
+    section = OmegaConf.select(config, key)
+    if not isinstance(section, DictConfig) or "_target_" not in section:
+        raise UsageError(f"{key} must say what to make by a _target_, found {section}")
+    try:
+        return instantiate(section, _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        # Hydra wraps whatever a constructor raises; only a refusal of arguments is bad input
+        if cause is not None and not isinstance(cause, ValueError | TypeError | OSError | ImportError | HydraException):
+            raise
+        where = re.search(r"full_key: (\S+)", str(error))
+        path = where[1] if where and where[1].startswith(key) else key
+        raise UsageError(f"{path}: {one_line(cause if cause is not None else error)}") from error
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{key}: {one_line(error)}") from error
