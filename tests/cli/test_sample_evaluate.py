@@ -181,6 +181,9 @@ def test_words_that_cannot_be_used_are_answered_in_one_line(checkpoint, capsys, 
 
 
 def test_too_few_images_for_a_score_is_an_error_that_says_how_many_it_takes(checkpoint, capsys, feature_cache):
+    # The feature network is there by then, whatever ran before: training it shows its progress.
+    assert main(["evaluate", str(checkpoint), "--samples", "100", "--cache-dir", str(feature_cache)]) == 0
+    capsys.readouterr()
     line = fails(capsys, "evaluate", checkpoint, "--samples", "10", "--cache-dir", feature_cache)
     assert "found 359 real and 10 generated" in line
 
