@@ -1,7 +1,6 @@
 """What the gossip of a run does, in the logger and on the progress bar: distances, bytes, milliseconds waited.
 
-It reads the strategy's own counters, so it costs no message between workers. Only the distance to the neighbours costs
-something, one pass over the snapshots a worker has swapped anyway, and only in the batches where it is measured. It
+It reads the strategy's own counters, so it costs nothing and no message between workers. It
 never changes the training, and under a strategy that does not gossip it says so once and does nothing.
 """
 
@@ -20,7 +19,7 @@ class GossipMonitor(Callback):
 
     Each `every_n_steps` batches, of worker 0 (no communication):
 
-    - `gossip/neighbor_distance`: the distance to the models of the neighbours at the last measured swap,
+    - `gossip/neighbor_distance`: the distance to the models of the neighbours at the last finished swap,
     - `gossip/megabytes_sent`: sent by this worker since the run's start (10^6 bytes),
     - `gossip/wait_ms`: milliseconds that a batch waited for its neighbours, on average since the last time.
 
@@ -51,12 +50,10 @@ class GossipMonitor(Callback):
         self._logged_wait_seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Asks the strategy to measure; warns when there is nothing to measure."""
+        """Warns when there is nothing to show."""
         strategy: Any = trainer.strategy
         self._active = hasattr(strategy, "last_report") and hasattr(strategy, "totals")
-        if self._active:
-            strategy.measure_neighbor_distance_every_steps = self.every_n_steps
-        elif trainer.is_global_zero:
+        if not self._active and trainer.is_global_zero:
             warnings.warn(
                 f"GossipMonitor has nothing to show: the strategy {type(strategy).__name__} does not gossip",
                 stacklevel=2,
@@ -80,7 +77,7 @@ class GossipMonitor(Callback):
         if not self._active:
             return
         report = _gossip(trainer).last_report
-        # an overlapped swap is reported a batch after it began, so a measured distance is kept until it is logged
+        # a worker that sat a round out met nobody; what it saw the last time stands
         if report is not None and report.neighbor_distance is not None:
             self._neighbor_distance = report.neighbor_distance
         step = training_batches(trainer)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import timedelta
+from queue import SimpleQueue
 from typing import Protocol, cast
 
 import torch.distributed as dist
@@ -24,17 +25,22 @@ __all__ = ["Edge", "EdgeError", "GlooEdge", "Swap", "connect_edges"]
 _generations = itertools.count()
 
 
+# gloo never gives a wait up by itself: whether a neighbour is late is for the gossiper to say, who can ask.
+_NEVER = timedelta(days=1)
+
+
 class EdgeError(RuntimeError):
     """A neighbour could not be reached, or did not answer before the deadline.
 
     Attributes:
         worker: the rank that noticed.
         neighbor: the rank at the other end.
+        late: whether it was the deadline that passed; else the link itself has failed.
     """
 
-    def __init__(self, message: str, worker: int, neighbor: int) -> None:
-        super().__init__(message, worker, neighbor)
-        self.message, self.worker, self.neighbor = message, worker, neighbor
+    def __init__(self, message: str, worker: int, neighbor: int, late: bool = False) -> None:
+        super().__init__(message, worker, neighbor, late)
+        self.message, self.worker, self.neighbor, self.late = message, worker, neighbor, late
 
     def __str__(self) -> str:
         return self.message
@@ -44,46 +50,66 @@ class Swap(Protocol):
     """A swap in flight."""
 
     def wait(self, deadline: float) -> None:
-        """Block until both directions are done, or raise `EdgeError` once `time.monotonic()` passes `deadline`."""
+        """Block until both directions are done, or raise `EdgeError` once `time.monotonic()` passes `deadline`.
+
+        After an error for which `late` is true, the swap is still in flight and may be waited for again.
+        """
 
 
 class Edge(Protocol):
-    """What the gossiper needs of a link; simulated links have the same two members."""
+    """What the gossiper needs of a link; simulated links have the same three members."""
 
     neighbor: int
 
     def swap(self, outgoing: Tensor, incoming: Tensor, tag: int) -> Swap:
         """Send one `uint8` tensor and receive another of the same size; both must stay untouched until `wait`."""
 
+    def close(self) -> None:
+        """End the link; whoever waits for a swap, here or at the other end, gets an `EdgeError` soon."""
 
-@dataclass
+
 class _GlooSwap:
-    edge: GlooEdge
-    works: tuple[dist.Work, dist.Work]
-    started: float
+    """Two directions in flight, waited for by the edge's own thread: gloo's waits cannot be broken from outside."""
+
+    def __init__(self, edge: GlooEdge, works: tuple[dist.Work, dist.Work]) -> None:
+        self._edge, self._works = edge, works
+        self._started = time.monotonic()
+        self._ended = threading.Event()
+        self._error: str | None = None
+
+    def wait_in_thread(self) -> None:
+        try:
+            for work in self._works:
+                work.wait(_NEVER)
+        except RuntimeError as error:
+            self._error = str(error).splitlines()[0].split(". This is typically")[0]
+        self._works = ()  # type: ignore[assignment]  # they hold the tensors
+        self._ended.set()
+
+    def give_up(self, reason: str) -> None:
+        if not self._ended.is_set():
+            self._error = reason
+            self._ended.set()
 
     def wait(self, deadline: float) -> None:
-        for work in self.works:
-            remaining = timedelta(seconds=max(deadline - time.monotonic(), 0.001))
-            try:
-                work.wait(remaining)
-            except RuntimeError as error:
-                waited = time.monotonic() - self.started
-                late = time.monotonic() >= deadline
-                raise EdgeError(
-                    f"worker {self.edge.worker} {'got no answer from' if late else 'lost its link to'} neighbour"
-                    f" {self.edge.neighbor} after {waited:.1f} s"
-                    + (
-                        ". If that worker is only slow (first batches under torch.compile, long work on one worker),"
-                        " raise DecentralizedGossipStrategy(timeout=...); otherwise look whether it has stopped, or has"
-                        " fewer batches than this one"
-                        if late
-                        else ": it ended, or its own error closed the link; look at its output"
-                    )
-                    + f" [{str(error).splitlines()[0]}]",
-                    self.edge.worker,
-                    self.edge.neighbor,
-                ) from error
+        late = not self._ended.wait(max(deadline - time.monotonic(), 0.001))
+        if not late and self._error is None:
+            return
+        edge, waited = self._edge, time.monotonic() - self._started
+        raise EdgeError(
+            f"worker {edge.worker} {'got no answer from' if late else 'lost its link to'} neighbour"
+            f" {edge.neighbor} after {waited:.1f} s"
+            + (
+                ". If that worker is only slow (first batches under torch.compile, long work on one worker), raise"
+                " DecentralizedGossipStrategy(timeout=...); otherwise look whether it has stopped, or has fewer batches"
+                " than this one"
+                if late
+                else f": it ended, or its own error closed the link; look at its output [{self._error}]"
+            ),
+            edge.worker,
+            edge.neighbor,
+            late,
+        )
 
 
 class GlooEdge:
@@ -96,31 +122,67 @@ class GlooEdge:
     """
 
     def __init__(self, worker: int, neighbor: int, group: dist.ProcessGroup) -> None:
-        self.worker, self.neighbor, self._group = worker, neighbor, group
+        self.worker, self.neighbor = worker, neighbor
+        self._group: dist.ProcessGroup | None = group
         self._peer = 0 if neighbor < worker else 1
+        self._swaps: SimpleQueue[_GlooSwap | None] = SimpleQueue()
+        self._in_flight: _GlooSwap | None = None
+        # A daemon: a frozen neighbour may keep it in gloo's wait for ever, which must not keep the process from ending.
+        self._waiter = threading.Thread(
+            target=_wait_for, args=(self._swaps,), name=f"edge {worker}-{neighbor}", daemon=True
+        )
+        self._waiter.start()
 
     def swap(self, outgoing: Tensor, incoming: Tensor, tag: int) -> Swap:
         """Post the receive, then the send; both go on in the background."""
-        started = time.monotonic()
+        group = self._group
+        if group is None:
+            raise EdgeError(
+                f"the link of worker {self.worker} to neighbour {self.neighbor} is closed", self.worker, self.neighbor
+            )
         try:
             # The receive goes first: gloo sends only after the other end has said that it is ready to receive.
-            receive = self._group.recv([incoming], self._peer, tag)
-            send = self._group.send([outgoing], self._peer, tag)
+            receive = group.recv([incoming], self._peer, tag)
+            send = group.send([outgoing], self._peer, tag)
         except RuntimeError as error:
             raise EdgeError(
                 f"worker {self.worker} has lost its link to neighbour {self.neighbor}", self.worker, self.neighbor
             ) from error
-        return _GlooSwap(self, (receive, send), started)
+        swap = _GlooSwap(self, (receive, send))
+        self._in_flight = swap
+        self._swaps.put(swap)
+        return swap
+
+    def close(self) -> None:
+        """Give up what is in flight and leave the group; its sockets close when the last wait has ended."""
+        self._group = None
+        if self._in_flight is not None:
+            self._in_flight.give_up("the link was given up")
+        self._swaps.put(None)
 
 
-def connect_edges(worker: int, workers: int, neighbors: Iterable[int], timeout: timedelta) -> dict[int, GlooEdge]:
-    """Bring up one private group per neighbour; every worker of the default process group must call this.
+def _wait_for(swaps: SimpleQueue[_GlooSwap | None]) -> None:
+    # Holds the queue and no edge, so that an edge that is dropped frees its sockets.
+    while (swap := swaps.get()) is not None:
+        swap.wait_in_thread()
+        del swap
+
+
+def connect_edges(
+    worker: int,
+    workers: int,
+    neighbors: Iterable[int],
+    timeout: timedelta,
+    store: dist.Store | None = None,
+) -> dict[int, GlooEdge]:
+    """Bring up one private group per neighbour; everyone who is a neighbour of someone must call this.
 
     Args:
-        worker: this worker's rank.
-        workers: number of workers.
-        neighbors: the ranks to link to; neighbourhood must be mutual.
+        worker: this worker's number.
+        workers: number of workers, numbers of absent ones included.
+        neighbors: the numbers to link to; neighbourhood must be mutual.
         timeout: deadline for connecting one edge.
+        store: where the ends meet; the default process group's store, under a new prefix with every call.
 
     Returns:
         The edges by neighbour.
@@ -130,12 +192,13 @@ def connect_edges(worker: int, workers: int, neighbors: Iterable[int], timeout: 
     """
     if workers == 1:
         return {}
-    store = dist.PrefixStore(f"gossip/{next(_generations)}", dist.distributed_c10d._get_default_store())
+    if store is None:
+        store = dist.PrefixStore(f"gossip/{next(_generations)}", dist.distributed_c10d._get_default_store())
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._devices = [_device()]  # one listener and one I/O thread for all edges of this worker
     options._timeout = timeout
     options._threads = 1
-    edges = {}
+    edges: dict[int, GlooEdge] = {}
     # Edges with the same (i + j) mod N share no worker, so every worker can go through its edges in this one order:
     # all pairs of a colour connect at the same time, and nobody waits in a circle.
     for neighbor in sorted(neighbors, key=lambda j: ((worker + j) % workers, min(worker, j))):

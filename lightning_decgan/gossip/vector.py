@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_decgan.gossip.header import HEADER_BYTES
+
 __all__ = ["FlatBuffer", "FlatVector", "describe_tensors"]
 
 # Every dtype's section begins at a multiple of this many bytes, so that its typed view is aligned.
@@ -34,14 +36,16 @@ def describe_tensors(named_tensors: Iterable[tuple[str, Tensor]], kind: str) -> 
 
 @dataclass(frozen=True)
 class FlatBuffer:
-    """Memory for one flat vector, seen three ways.
+    """Memory for one flat vector, seen four ways.
 
     Attributes:
-        bytes: the whole memory, `uint8`, what travels.
+        message: the whole memory, `uint8`, with room for a header at its end: what travels uncompressed.
+        bytes: the same without the header.
         sections: the same memory as one flat tensor per dtype, what arithmetic is done on.
         views: the same memory as one tensor per source tensor, in the vector's order, in the source's shape.
     """
 
+    message: Tensor
     bytes: Tensor
     sections: tuple[Tensor, ...]
     views: tuple[Tensor, ...]
@@ -51,35 +55,47 @@ class FlatBuffer:
         self.bytes.copy_(other.bytes)
         return self
 
-    def add_(self, other: FlatBuffer) -> FlatBuffer:
-        """`self += other`, in every section."""
+    def zero_(self) -> FlatBuffer:
+        """Set every element to zero."""
+        self.bytes.zero_()
+        return self
+
+    def add_(self, other: FlatBuffer, alpha: float = 1.0) -> FlatBuffer:
+        """`self += alpha * other`, in every section."""
         for mine, its in zip(self.sections, other.sections, strict=True):
-            mine.add_(its)
+            mine.add_(its, alpha=alpha)
         return self
 
-    def add_difference_(self, its: FlatBuffer, own: FlatBuffer, weight: float) -> FlatBuffer:
-        """`self += weight * (its - own)`: what a neighbour's snapshot adds to ours. Overwrites `its`.
+    def sub_(self, other: FlatBuffer) -> FlatBuffer:
+        """`self -= other`, in every section.
 
-        Both ends of an edge compute this with the same weight from the same two snapshots, and subtraction and
-        multiplication are odd in floating point, so what they add is opposite and the mean of the two ends stays.
+        Both ends of an edge subtract the same two snapshots, and subtraction and multiplication by a weight are odd in
+        floating point, so what the two ends add is opposite and the mean of the two stays.
         """
-        for total, theirs, mine in zip(self.sections, its.sections, own.sections, strict=True):
-            total.add_(theirs.sub_(mine), alpha=weight)
+        for mine, its in zip(self.sections, other.sections, strict=True):
+            mine.sub_(its)
         return self
 
-    def distance_to(self, other: FlatBuffer) -> float:
-        """Euclidean distance to a buffer of the same layout, summed in float64.
+    def mul_(self, factor: float) -> FlatBuffer:
+        """`self *= factor`, in every section."""
+        for mine in self.sections:
+            mine.mul_(factor)
+        return self
+
+    def norm(self) -> float:
+        """Euclidean norm; NaN or infinite if any element is, or if float32 cannot hold it.
 
         Example:
             >>> vector = FlatVector([("x", torch.tensor([3.0])), ("y", torch.tensor([4.0], dtype=torch.float64))])
-            >>> zeros = vector.new_buffer()
-            >>> vector.write(vector.new_buffer()).distance_to(zeros)
+            >>> vector.write(vector.new_buffer()).norm()
             5.0
         """
         squares = 0.0
-        for mine, its in zip(self.sections, other.sections, strict=True):
-            squares += float((mine - its).abs().to(torch.float64).square_().sum())
-        return float(squares**0.5)
+        for section in self.sections:
+            real = torch.view_as_real(section) if section.is_complex() else section
+            wide = torch.float64 if real.dtype == torch.float64 else torch.float32
+            squares += float(torch.linalg.vector_norm(real, dtype=wide)) ** 2
+        return squares**0.5
 
 
 class FlatVector:
@@ -130,8 +146,7 @@ class FlatVector:
         self.layout = tuple(describe_tensors(named, "tensor"))
         self._slots, self._sections, self.size_bytes = _plan(self.tensors)
         self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
-        # Off the CPU the many small copies stay on the device; one large copy crosses to the host.
-        self._staging = None if self.device.type == "cpu" else self._allocate(self.device)
+        self._device_copies = None if self.device.type == "cpu" else _DeviceCopies(self)
 
     @property
     def tag(self) -> int:
@@ -154,8 +169,11 @@ class FlatVector:
 
     @torch.no_grad()
     def write(self, buffer: FlatBuffer) -> FlatBuffer:
-        """Copy the anchors (the tensors plus their lookahead) into a buffer and return it."""
-        target = buffer if self._staging is None else self._staging
+        """Copy the anchors (the tensors plus their lookahead) into a buffer and return it.
+
+        From an accelerator the copy goes on behind the next batch; `wait_until_written` ends when it is there.
+        """
+        target = buffer if self._device_copies is None else self._device_copies.outgoing()
         if self.tensors:
             torch._foreach_copy_(target.views, self.tensors)
         if self._lookahead is not None:
@@ -163,18 +181,33 @@ class FlatVector:
             moved = [(view, update) for view, update in ahead if update is not None]
             if moved:
                 torch._foreach_add_([view for view, _ in moved], [update for _, update in moved])
-        return buffer if target is buffer else buffer.copy_(target)
+        if self._device_copies is not None:
+            self._device_copies.send(buffer)
+        return buffer
+
+    def wait_until_written(self) -> None:
+        """Wait for the last `write` to be in host memory; at once when the tensors are there themselves."""
+        if self._device_copies is not None:
+            self._device_copies.wait_until_sent()
+
+    def prefetch(self, buffer: FlatBuffer) -> None:
+        """Begin to bring a buffer to the tensors' device, for the `add_` that follows; any thread may call this."""
+        if self._device_copies is not None:
+            self._device_copies.fetch(buffer)
 
     @torch.no_grad()
     def add_(self, buffer: FlatBuffer) -> None:
         """Add a buffer to the tensors in place; the anchors move by the same amount."""
-        source = buffer if self._staging is None else self._staging.copy_(buffer)
+        source = buffer if self._device_copies is None else self._device_copies.incoming(buffer)
         if self.tensors:
             torch._foreach_add_(self.tensors, source.views)
+        if self._device_copies is not None:
+            self._device_copies.done()
 
     def _allocate(self, device: torch.device) -> FlatBuffer:
         pin = device.type == "cpu" and self.device.type == "cuda"
-        memory = torch.zeros(self.size_bytes, dtype=torch.uint8, device=device, pin_memory=pin)
+        room = -(-self.size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        memory = torch.zeros(room + HEADER_BYTES, dtype=torch.uint8, device=device, pin_memory=pin)
         sections = tuple(
             memory[start : start + count * dtype.itemsize].view(dtype) for dtype, start, count in self._sections
         )
@@ -182,7 +215,56 @@ class FlatVector:
             sections[section][start : start + tensor.numel()].view(tensor.shape)
             for (section, start), tensor in zip(self._slots, self.tensors, strict=True)
         )
-        return FlatBuffer(memory, sections, views)
+        return FlatBuffer(memory, memory[: self.size_bytes], sections, views)
+
+
+class _DeviceCopies:
+    """Crossing between an accelerator and the host on a stream of its own, so that it hides behind compute.
+
+    The many small copies stay on the device, one large one crosses each way. Host memory is pinned, without which no
+    copy of CUDA is asynchronous.
+    """
+
+    def __init__(self, vector: FlatVector) -> None:
+        self._device = vector.device
+        self._outgoing, self._incoming = vector._allocate(vector.device), vector._allocate(vector.device)
+        self._stream = torch.Stream(device=vector.device)
+        self._sent = torch.Event(device=vector.device)
+        self._fetched, self._used = torch.Event(device=vector.device), torch.Event(device=vector.device)
+        self._prefetched: FlatBuffer | None = None
+
+    def outgoing(self) -> FlatBuffer:
+        """Where to gather the tensors; what was there before has left."""
+        torch.accelerator.current_stream(self._device).wait_event(self._sent)
+        return self._outgoing
+
+    def send(self, buffer: FlatBuffer) -> None:
+        self._stream.wait_stream(torch.accelerator.current_stream(self._device))
+        with self._stream:
+            buffer.bytes.copy_(self._outgoing.bytes, non_blocking=True)
+            self._sent.record(self._stream)
+
+    def wait_until_sent(self) -> None:
+        self._sent.synchronize()
+        self._fetched.synchronize()  # the host buffer that was fetched may be written again from here on
+
+    def fetch(self, buffer: FlatBuffer) -> None:
+        self._stream.wait_event(self._used)
+        with self._stream:
+            self._incoming.bytes.copy_(buffer.bytes, non_blocking=True)
+            self._fetched.record(self._stream)
+        self._prefetched = buffer
+
+    def incoming(self, buffer: FlatBuffer) -> FlatBuffer:
+        if self._prefetched is not buffer:  # restored from a checkpoint, or another buffer
+            self.fetch(buffer)
+        self._prefetched = None
+        torch.accelerator.current_stream(self._device).wait_event(self._fetched)
+        return self._incoming
+
+    def done(self) -> None:
+        """What was fetched has been added; the next fetch may overwrite it once the device has come so far."""
+        self._used.record(torch.accelerator.current_stream(self._device))
 
 
 def _plan(

@@ -7,40 +7,47 @@ No mathematics here, and nothing that touches a socket. The way of a batch is `t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
+from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_decgan.gossip import (
-    Edge,
+    EventLog,
     Exchange,
+    FlatBuffer,
     FlatVector,
     Gossiper,
+    GossipEvent,
     GossipReport,
     GossipTotals,
+    Membership,
+    Neighborhood,
+    OuterNesterov,
     connect_edges,
     describe_tensors,
     world,
 )
-from lightning_decgan.strategy import checkpoint as checkpoints
+from lightning_decgan.gossip.compression import Compression, build_compression
 from lightning_decgan.strategy import resume
+from lightning_decgan.strategy.assembly import Assembly, door_host
+from lightning_decgan.strategy.checkpointing import ConsensusCheckpoints
 from lightning_decgan.strategy.compat import choose_main_port, disarm_world_broadcasts
-from lightning_decgan.strategy.evaluation import Consensus, copy_state_dict
+from lightning_decgan.strategy.evaluation import Consensus
 from lightning_decgan.strategy.launcher import SpawnLauncher
 from lightning_decgan.strategy.layout import gossiped_tensors, gossiped_vector
 from lightning_decgan.strategy.settings import check_settings
@@ -50,7 +57,8 @@ from lightning_decgan.strategy.start import (
     init_loopback_group,
     stays_on_this_machine,
 )
-from lightning_decgan.topology import Topology, build_topology
+from lightning_decgan.strategy.takeover import agree_on_versions, take_over
+from lightning_decgan.topology import PowerTopology, Topology, build_topology, merges_well
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -62,7 +70,7 @@ _T = TypeVar("_T")
 _CONNECT_TIMEOUT = timedelta(seconds=30)
 
 
-class DecentralizedGossipStrategy(DDPStrategy):
+class DecentralizedGossipStrategy(ConsensusCheckpoints):
     r"""Trains any LightningModule decentralized: neighbour gossip of parameters instead of an all-reduce of gradients.
 
     Every worker keeps its own copy of the model and trains on its own shard of the data. When a batch has stepped,
@@ -77,11 +85,18 @@ class DecentralizedGossipStrategy(DDPStrategy):
             workers, a `networkx.Graph` on the nodes 0 to N - 1, or a symmetric doubly stochastic (N, N) matrix.
         rounds: t, gossip rounds per gossip.
         overlap: let the exchange run while the next batch is computed. `False` is the paper's exact order.
+        max_delay: steps that an overlapped exchange may be late before a step waits for it; `None`: no step ever waits.
+        compression: what a swap carries: `None` (everything, in full precision), `"bfloat16"`, `"int8"`,
+            `PowerGossip(rank)`, `RandomSubset(fraction)`, or an object of your own (`gossip.compression.Compression`).
         gossip_every: batches between gossips.
+        outer: `OuterNesterov(lr, momentum)` puts an outer momentum step on what changed between two gossips.
+        merge_rounds: swap once with the neighbourhood of W^t instead of t times with that of W; exact in both forms.
+            `None` does so where it takes no more messages (a ring, for example).
         buffers: `"local"`, or `"average"` to gossip floating-point buffers (BatchNorm statistics) as well.
         evaluate: validate with the average of all workers, `"consensus"`, or with each worker's own model, `"local"`.
         seed: of random topologies; all workers draw the same without talking.
-        timeout: deadline of one gossip round; a neighbour that misses it ends the run with an error naming the edge.
+        timeout: deadline of one gossip round; a neighbour that misses it is given up (see `on_loss`).
+        on_loss: `"continue"` without a worker or link that is lost, or `"raise"` an error that names it.
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as for `DDPStrategy`.
         process_group_backend: of the default group, which serves evaluation and users' own collectives.
         world_timeout: deadline of that group's collectives.
@@ -90,7 +105,8 @@ class DecentralizedGossipStrategy(DDPStrategy):
     Raises:
         ValueError, TypeError: when made, or when the Trainer is made: a setting is not valid, or the topology does not
             exist for this number of workers. No process has been started by then.
-        EdgeError: while training, when a neighbour cannot be reached or does not answer before the deadline.
+        EdgeError: while training, when the others have given up this very worker, or, with `on_loss="raise"`, when a
+            neighbour is lost.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -110,11 +126,16 @@ class DecentralizedGossipStrategy(DDPStrategy):
         topology: Any = "ring",
         rounds: int = 1,
         overlap: bool = True,
+        max_delay: int | None = 0,
+        compression: str | Compression | None = None,
         gossip_every: int = 1,
+        outer: OuterNesterov | None = None,
+        merge_rounds: bool | None = None,
         buffers: Literal["local", "average"] = "local",
         evaluate: Literal["consensus", "local"] = "consensus",
         seed: int = 0,
         timeout: timedelta = timedelta(seconds=30),
+        on_loss: Literal["continue", "raise"] = "continue",
         *,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -128,7 +149,11 @@ class DecentralizedGossipStrategy(DDPStrategy):
         check_settings(
             rounds=rounds,
             overlap=overlap,
+            max_delay=max_delay,
             gossip_every=gossip_every,
+            outer=outer,
+            merge_rounds=merge_rounds,
+            on_loss=on_loss,
             buffers=buffers,
             evaluate=evaluate,
             seed=seed,
@@ -146,15 +171,24 @@ class DecentralizedGossipStrategy(DDPStrategy):
             timeout=world_timeout,
             start_method=start_method,
         )
+        if max_delay != 0 and not overlap:
+            raise ValueError(
+                f"max_delay must be 0 with overlap=False, whose steps wait for their exchange; found {max_delay}"
+            )
         self.rounds, self.overlap, self.gossip_every = rounds, overlap, gossip_every
+        self.max_delay, self.outer, self.on_loss, self.merge_rounds = max_delay, outer, on_loss, merge_rounds
+        self.compression = build_compression(compression)
         self.buffers, self.evaluate, self.seed = buffers, evaluate, seed
         self.gossip_timeout, self._world_timeout = timeout, world_timeout
-        self.measure_neighbor_distance_every_steps = 0
+        self.tamper: Callable[[FlatBuffer], None] | None = None
+        """What a `FaultInjector` does to the snapshots that this worker publishes."""
         self._topology_spec = topology
         self._topology: Topology | None = None
         self._gossiper: Gossiper | None = None
         self._gossiped: list[int] = []
-        self._edges: Mapping[int, Edge] = {}
+        self._worker: int | None = None
+        self._neighborhood: Neighborhood | None = None
+        self._assembly: Assembly | None = None
         self._has_fitted = False
         self._consensus = Consensus()
         self._data_order: resume.DataOrder | None = None  # made where training is set up: it is not picklable
@@ -170,6 +204,16 @@ class DecentralizedGossipStrategy(DDPStrategy):
         if self._topology is None:
             raise RuntimeError("the topology is bound to a number of workers when the strategy is given to a Trainer")
         return self._topology
+
+    @property
+    def worker(self) -> int:
+        """This worker's number in gossip; it stays, while `global_rank` moves up when lower workers are lost."""
+        return self.global_rank if self._worker is None else self._worker
+
+    @property
+    def events(self) -> list[GossipEvent]:
+        """What this worker noticed of losses, rejected payloads and their mending; the first 1,000."""
+        return self._neighborhood.events.events if self._neighborhood else []
 
     @property
     def last_report(self) -> GossipReport | None:
@@ -204,7 +248,10 @@ class DecentralizedGossipStrategy(DDPStrategy):
                 "buffers='average') gossips the running statistics."
             )
         workers = self.num_nodes * self.num_processes
-        self._topology = build_topology(self._topology_spec, workers, seed=self.seed, rounds=self.rounds)
+        topology = build_topology(self._topology_spec, workers, seed=self.seed, rounds=self.rounds)
+        merges = merges_well(topology, self.rounds) if self.merge_rounds is None else self.merge_rounds
+        self._topology = PowerTopology(topology, self.rounds) if merges and self.rounds > 1 else topology
+        self._rounds_an_exchange = 1 if merges else self.rounds
         assert self.cluster_environment is not None
         choose_main_port(self.cluster_environment)
         if self._start_method in ("spawn", "forkserver"):
@@ -262,14 +309,65 @@ class DecentralizedGossipStrategy(DDPStrategy):
                 self._data_order.load_state_dict(self._restored["data_order"])
             self._has_fitted = True
             self._consensus = Consensus()
-            timeout = max(self.gossip_timeout, _CONNECT_TIMEOUT)
-            neighbors = self.topology.links(self.global_rank)
-            self._edges = connect_edges(self.global_rank, self.world_size, neighbors, timeout)
-            vector, exchange = self._layout()
-            self._gossiper = Gossiper(vector, exchange, overlap=self.overlap, every=self.gossip_every)
+            self._worker = self.global_rank
+            self._neighborhood = self._link_up()
+            self._gossiper = Gossiper(
+                *self._layout(), overlap=self.overlap, every=self.gossip_every, max_delay=self.max_delay
+            )
+
+    def _link_up(self) -> Neighborhood:
+        """Connect to the neighbours, and open the door at which everybody can ask whether this worker is alive."""
+        environment = self.cluster_environment
+        assert environment is not None
+        if self.world_size != self.topology.workers:  # an earlier fit of this process has lost workers
+            self._topology = self.topology.rebuilt_for(self.world_size)
+        worker, neighbors = self.worker, self.topology.links(self.worker)
+        if self.world_size == 1:
+            return Neighborhood(worker, self.topology, {}, on_loss=self.on_loss)
+        local = stays_on_this_machine(environment, self.num_nodes)
+        store = torch.distributed.distributed_c10d._get_default_store()
+        membership = Membership.open(worker, self.world_size, store, door_host(environment.main_address, local))
+        edges = connect_edges(worker, self.world_size, neighbors, max(self.gossip_timeout, _CONNECT_TIMEOUT))
+        membership.watch(neighbors)
+        neighborhood = Neighborhood(worker, self.topology, edges, membership, EventLog(worker), self.on_loss)
+        self._assembly = Assembly(
+            membership,
+            neighborhood,
+            self.topology,
+            timeout=self.gossip_timeout,
+            world_timeout=self._world_timeout,
+            backend=self._process_group_backend or "gloo",
+            device=self.root_device,
+            on_regroup=self._take_rank,
+        )
+        return neighborhood
+
+    def _take_rank(self, rank: int) -> None:
+        """The default group was made anew: Lightning has to know this worker by its rank there."""
+        for decorator in (rank_zero_only, fabric_rank_zero_only):
+            decorator.rank = rank  # type: ignore[attr-defined]
+        assert self.lightning_module is not None
+        if rank == 0 and self.worker != 0:
+            assert self._assembly is not None
+            self._assembly.events.once(
+                "took_over", self._assembly.step, self.worker, "logs and checkpoints are mine now"
+            )
+            take_over(self.lightning_module.trainer)
+
+    @property
+    @override
+    def global_rank(self) -> int:
+        return super().global_rank if self._assembly is None else self._assembly.rank
+
+    @property
+    @override
+    def world_size(self) -> int:
+        return super().world_size if self._assembly is None else len(self._assembly.members)
 
     @override
     def on_train_start(self) -> None:
+        assert self.lightning_module is not None
+        agree_on_versions(self.lightning_module.trainer)
         if self._restored is not None:
             assert self._gossiper is not None
             self._follow_optimizers(self._gossiper)  # a callback may just have handed them what was unfrozen once
@@ -307,8 +405,10 @@ class DecentralizedGossipStrategy(DDPStrategy):
         if gossiper is None:
             return
         self._follow_optimizers(gossiper)
-        gossiper.measure_distance_every = self.measure_neighbor_distance_every_steps
+        gossiper.exchange.tamper = self.tamper
         gossiper.step()
+        if self._assembly is not None:
+            self._assembly.batch_has_stepped(gossiper.totals.steps)
 
     # ---- evaluation ----
 
@@ -317,8 +417,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
         if self._is_fitting:
             assert self.lightning_module is not None
             self._random_state_before_evaluation = resume.get_random_state()
-            if self._gossiper is not None:
-                self._gossiper.settle()  # an error that ends the run names its edge here, before the world waits
+            self._meet()
             if self.evaluate == "consensus":
                 self._consensus.put_on(self.lightning_module)
 
@@ -333,8 +432,9 @@ class DecentralizedGossipStrategy(DDPStrategy):
     @override
     def on_train_end(self) -> None:
         assert self.lightning_module is not None
-        if self._gossiper is not None:
-            self._gossiper.settle()
+        self._meet()
+        if self._assembly is not None:
+            self._assembly.part()
         if self.evaluate == "consensus":
             self._consensus.put_on(self.lightning_module)
 
@@ -349,92 +449,38 @@ class DecentralizedGossipStrategy(DDPStrategy):
                 self._data_order.follow(dataloader)
         return dataloader
 
-    # ---- checkpoints ----
-
-    @override
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        if self._gossiper is None:
-            return super().lightning_module_state_dict()
-        assert self.lightning_module is not None
-        if self.lightning_module.trainer.interrupted and self.world_size > 1:
-            # An error on one worker: a collective would wait for workers that are somewhere else, or gone.
-            raise checkpoints.CheckpointError("no checkpoint can be taken after an error: the workers have parted")
-        self._gossiper.settle()
-        with self._consensus.worn(self.lightning_module):
-            self._dumped = copy_state_dict(self.lightning_module)
-        return self._dumped
-
-    @override
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
-    ) -> None:
-        manifest = None
-        if self._gossiper is not None and "optimizer_states" in checkpoint:
-            manifest = checkpoints.write_shards(
-                filepath, self.global_rank, lambda: self._shard(checkpoint), checkpoint["state_dict"]
-            )
-            checkpoint[checkpoints.MANIFEST_KEY] = manifest
-        super().save_checkpoint(checkpoint, filepath, storage_options)
-        if manifest is not None:
-            self.barrier("the new checkpoint is there: the shards of an older one of this name may go")
-            if self.local_rank == 0:
-                checkpoints.remove_shards(filepath, keep=manifest)
-        self._dumped = None
-
-    @override
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        with checkpoints.nothing_unpickled(checkpoint_path):
-            checkpoint = super().load_checkpoint(checkpoint_path, weights_only=True)
-        manifest = checkpoints.verify(checkpoint_path, checkpoint)
-        self._restored = None
-        if manifest is None or not self._is_fitting:
-            return checkpoint
-        if manifest["workers"] != self.world_size:
-            rank_zero_info(
-                f"The checkpoint was saved by {manifest['workers']} workers and is resumed by {self.world_size}: all"
-                " start from its consensus, with worker 0's optimizer state."
-            )
-            return checkpoint
-        shard = checkpoints.read_shard(checkpoint_path, manifest, self.global_rank)
-        self._restored = shard
-        return checkpoint | shard["checkpoint"]
-
-    @override
-    def remove_checkpoint(self, filepath: str | Path) -> None:
-        super().remove_checkpoint(filepath)
-        if self.local_rank == 0:
-            checkpoints.remove_shards(filepath)
-
-    def _shard(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """What this worker, and no other, needs to go on."""
-        assert self.lightning_module is not None
-        assert self._gossiper is not None
-        assert self._data_order is not None
-        with self._consensus.lifted():
-            own = copy_state_dict(self.lightning_module)
-        # What Lightning, callbacks and user code put into this worker's copy of the checkpoint is this worker's own;
-        # only the weights, wherever a callback has moved them to, are the consensus and become the worker's.
-        kept = {key: own if value is self._dumped else value for key, value in checkpoint.items()}
-        if not any(value is own for value in kept.values()):  # user code has put a selection of the weights there
-            kept["state_dict"] = {name: own.get(name, value) for name, value in checkpoint["state_dict"].items()}
-        return {
-            "worker": self.global_rank,
-            "checkpoint": kept,
-            "gossip": self._gossiper.state_dict(),
-            "data_order": self._data_order.state_dict(self._random_state_before_evaluation),
-        }
-
     # ---- rare, whole-world moments ----
+
+    def _meet(self) -> None:
+        if self._assembly is not None and self._gossiper is not None:
+            self._assembly.meet(self._gossiper)
 
     @override
     def broadcast(self, obj: _T, src: int = 0) -> _T:
+        self._meet()
         return world.broadcast_value(obj, src)
+
+    @override
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        self._meet()
+        super().barrier(*args, **kwargs)
+
+    @override
+    def reduce(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._meet()
+        return super().reduce(*args, **kwargs)
+
+    @override
+    def all_gather(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._meet()
+        return super().all_gather(*args, **kwargs)
 
     @override
     def teardown(self) -> None:
         if self._gossiper is not None:
             self._gossiper.close()
-        self._edges = {}
+        if self._assembly is not None:
+            self._assembly.close()
         self._restored = None
         super().teardown()
 
@@ -446,6 +492,15 @@ class DecentralizedGossipStrategy(DDPStrategy):
     # ---- what gossips ----
 
     @property
+    @override
+    def _tidies_up(self) -> bool:
+        if self._assembly is None:
+            return self.local_rank == 0
+        node = range(self.node_rank * self.num_processes, (self.node_rank + 1) * self.num_processes)
+        return self.worker == min(member for member in self._assembly.members if member in node)
+
+    @property
+    @override
     def _is_fitting(self) -> bool:
         return self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
 
@@ -475,7 +530,16 @@ class DecentralizedGossipStrategy(DDPStrategy):
         vector = gossiped_vector(
             gossiped_tensors(self.lightning_module, self.optimizers, self.buffers), self.optimizers
         )
-        exchange = Exchange(vector, self.topology, self._edges, self.global_rank, self.rounds, self.gossip_timeout)
+        assert self._neighborhood is not None
+        exchange = Exchange(
+            vector,
+            self._neighborhood,
+            self._rounds_an_exchange,
+            self.gossip_timeout,
+            self.compression,
+            self.outer,
+            self.seed,
+        )
         return vector, exchange
 
     def _description(self) -> list[str]:
@@ -488,5 +552,7 @@ class DecentralizedGossipStrategy(DDPStrategy):
             *(f"gossips {name}" for name in gossiped_tensors(module, self.optimizers, self.buffers)),
             f"topology: {self.topology.describe()}",
             f"rounds: {self.rounds}, overlap: {self.overlap}, gossip_every: {self.gossip_every}",
+            f"max_delay: {self.max_delay}, compression: {self.compression}, outer: {self.outer}",
+            f"on_loss: {self.on_loss}, seed: {self.seed}",
             f"buffers: {self.buffers}, evaluate: {self.evaluate}",
         ]

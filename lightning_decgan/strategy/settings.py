@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from lightning_decgan.gossip import OuterNesterov
+
 __all__ = ["check_settings"]
 
 _CHOICES = {
     "buffers": ("local", "average"),
     "evaluate": ("consensus", "local"),
+    "on_loss": ("continue", "raise"),
     "start_method": ("popen", "spawn", "fork", "forkserver"),
 }
 _LEAST = {"rounds": 1, "gossip_every": 1, "seed": 0}
@@ -45,3 +48,12 @@ def check_settings(**settings: Any) -> None:
                 raise ValueError(f"{name} must be longer than zero, found {found}")
         elif name == "overlap" and not isinstance(found, bool):
             raise TypeError(f"overlap must be True or False, found {found!r}")
+        elif name == "merge_rounds" and not (found is None or isinstance(found, bool)):
+            raise TypeError(f"merge_rounds must be None, True or False, found {found!r}")
+        elif name == "max_delay":
+            if isinstance(found, bool) or not (found is None or isinstance(found, int)):
+                raise TypeError(f"max_delay must be an integer >= 0 or None, found {found!r}")
+            if found is not None and found < 0:
+                raise ValueError(f"max_delay must be an integer >= 0 or None, found {found}")
+        elif name == "outer" and not (found is None or isinstance(found, OuterNesterov)):
+            raise TypeError(f"outer must be None or OuterNesterov(lr, momentum), found {found!r}")

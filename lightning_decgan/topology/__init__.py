@@ -22,8 +22,10 @@ from lightning_decgan.topology.mixing import (
     rounds_from_rate,
     spectral_gap,
 )
+from lightning_decgan.topology.power import PowerTopology, merges_well
 from lightning_decgan.topology.registry import TOPOLOGIES, TopologySpec, build_topology, check_topology
 from lightning_decgan.topology.schedules import OnePeerExponential, RandomMatching, RandomRing
+from lightning_decgan.topology.survivors import Survivors, falls_apart, reknit
 
 __all__ = [
     "TOPOLOGIES",
@@ -33,9 +35,11 @@ __all__ = [
     "Hypercube",
     "MatrixTopology",
     "OnePeerExponential",
+    "PowerTopology",
     "RandomMatching",
     "RandomRing",
     "Ring",
+    "Survivors",
     "Topology",
     "TopologySpec",
     "Torus",
@@ -44,8 +48,11 @@ __all__ = [
     "check_mixing_matrix",
     "check_topology",
     "consensus_rate",
+    "falls_apart",
+    "merges_well",
     "metropolis_weights",
     "random_consensus_rate",
+    "reknit",
     "relabelled_consensus_rate",
     "rounds_for",
     "rounds_from_rate",

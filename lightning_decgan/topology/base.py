@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from typing import Self
 
 import networkx as nx
 import numpy as np
@@ -59,7 +59,7 @@ class Topology(ABC):
         17
     """
 
-    name: ClassVar[str] = "custom"
+    name: str = "custom"
     period: int | None = 1
 
     def __init__(self, workers: int) -> None:
@@ -76,6 +76,36 @@ class Topology(ABC):
         """
         del seed, rounds
         return cls(workers)
+
+    def rebuilt_for(self, workers: int) -> Topology:
+        """The same rule, with the same seed, for another number of workers: what survivors of a loss go on with.
+
+        For its own number that is the object itself; else `from_settings` with the `seed` that it has, or 0. A class
+        of your own whose constructor takes more than the number of workers overrides this, or `from_settings`, and says
+        what becomes of its arguments.
+
+        Args:
+            workers: how many there are now, at least 1.
+
+        Raises:
+            TypeError: workers is not an integer.
+            ValueError: the rule does not exist for so many workers, or cannot be made from their number alone.
+
+        Example:
+            >>> from lightning_decgan.topology import Torus
+            >>> Torus(12).rebuilt_for(10).shape
+            (2, 5)
+        """
+        workers = check_integer("workers", workers, 1)
+        if workers == self.workers:
+            return self
+        try:
+            return type(self).from_settings(workers, seed=getattr(self, "seed", 0))
+        except TypeError as error:
+            raise ValueError(
+                f"topology {self.name} must say what it is for {workers} workers: define rebuilt_for(workers), found "
+                f"that {type(self).__name__} cannot be made from their number ({error})"
+            ) from error
 
     @abstractmethod
     def neighbors(self, worker: int, round: int = 0) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_decgan.topology.base import Topology
-from lightning_decgan.topology.checks import check_graph, check_mixing_matrix
+from lightning_decgan.topology.checks import check_graph, check_integer, check_mixing_matrix
 
 
 class GraphTopology(Topology):
@@ -38,6 +38,15 @@ class GraphTopology(Topology):
         check_graph(graph)
         super().__init__(graph.number_of_nodes())
         self._neighbors = tuple(tuple(sorted(int(other) for other in graph[worker])) for worker in range(self.workers))
+
+    def rebuilt_for(self, workers: int) -> Topology:
+        """Itself for its own number of workers; a graph that was given has no rule for any other.
+
+        Raises:
+            TypeError: workers is not an integer.
+            ValueError: another number; `reknit` keeps what is left of the graph.
+        """
+        return _itself(self, workers)
 
     def neighbors(self, worker: int, round: int = 0) -> tuple[int, ...]:
         """Whom a worker meets in a round, sorted."""
@@ -72,6 +81,15 @@ class MatrixTopology(Topology):
         np.fill_diagonal(clean, 0.0)  # what a worker keeps is what its edges leave
         self._weights = tuple({int(other): float(row[other]) for other in np.flatnonzero(row)} for row in clean)
 
+    def rebuilt_for(self, workers: int) -> Topology:
+        """Itself for its own number of workers; a matrix that was given has no rule for any other.
+
+        Raises:
+            TypeError: workers is not an integer.
+            ValueError: another number; `reknit` keeps what is left of its edges.
+        """
+        return _itself(self, workers)
+
     def neighbors(self, worker: int, round: int = 0) -> tuple[int, ...]:
         """Whom a worker meets in a round, sorted."""
         worker, _ = self.checked(worker, round)
@@ -81,3 +99,12 @@ class MatrixTopology(Topology):
         """W[worker, j] for each neighbour j, as in the matrix."""
         worker, _ = self.checked(worker, round)
         return dict(self._weights[worker])
+
+
+def _itself(topology: Topology, workers: int) -> Topology:
+    if check_integer("workers", workers, 1) != topology.workers:
+        raise ValueError(
+            f"workers must be {topology.workers}, for which the {topology.name} was given: it has no rule for "
+            f"another number, found {workers}; reknit(topology, members) joins what is left of it"
+        )
+    return topology

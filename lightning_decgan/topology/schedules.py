@@ -154,6 +154,10 @@ class RandomRing(Shape):
         """Make it with the strategy's seed and one draw a step."""
         return cls(workers, seed=seed, rounds_per_draw=rounds)
 
+    def rebuilt_for(self, workers: int) -> Self:
+        """The same seed and the same number of rounds a draw, for another number of workers."""
+        return self.from_settings(workers, seed=self.seed, rounds=self.rounds_per_draw)
+
     def neighbors(self, worker: int, round: int = 0) -> tuple[int, ...]:
         """Whom a worker meets in a round, sorted."""
         worker, round = self.checked(worker, round)

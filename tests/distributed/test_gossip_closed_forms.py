@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lightning_decgan.gossip import EdgeError, Exchange, FlatVector, Gossiper, connect_edges
+from lightning_decgan.gossip import EdgeError, Exchange, FlatVector, Gossiper, Neighborhood, connect_edges
 from lightning_decgan.topology import build_topology
 from tests.distributed.workers import WorkerFailed, collect, end, run_workers, start_workers
 
@@ -41,7 +41,9 @@ def _gossip(cases: list[tuple[object, int, bool]]) -> list[list[list[torch.Tenso
         tensors = _initial(worker)
         vector = FlatVector([(str(i), tensor) for i, tensor in enumerate(tensors)])
         edges = connect_edges(worker, workers, topology.links(worker), TIMEOUT)
-        gossiper = Gossiper(vector, Exchange(vector, topology, edges, worker, rounds, TIMEOUT), overlap=overlap)
+        gossiper = Gossiper(
+            vector, Exchange(vector, Neighborhood(worker, topology, edges), rounds, TIMEOUT), overlap=overlap
+        )
         trajectory = []
         for _ in range(STEPS):
             gossiper.step()
@@ -122,7 +124,9 @@ def _one_worker_stops_gossiping(overlap: bool) -> tuple[str, float]:
     tensor = torch.zeros(10)
     vector = FlatVector([("x", tensor)])
     edges = connect_edges(worker, 3, topology.links(worker), TIMEOUT)
-    gossiper = Gossiper(vector, Exchange(vector, topology, edges, worker, 1, timedelta(seconds=2)), overlap=overlap)
+    gossiper = Gossiper(
+        vector, Exchange(vector, Neighborhood(worker, topology, edges), 1, timedelta(seconds=2)), overlap=overlap
+    )
     gossiper.step()
     if overlap:
         gossiper.finish()
@@ -151,7 +155,9 @@ def _with_other_layouts() -> str:
     topology = build_topology("ring", 2)
     vector = FlatVector([("x", torch.zeros(10 + worker))])
     edges = connect_edges(worker, 2, topology.links(worker), TIMEOUT)
-    gossiper = Gossiper(vector, Exchange(vector, topology, edges, worker, 1, timedelta(seconds=1)), overlap=False)
+    gossiper = Gossiper(
+        vector, Exchange(vector, Neighborhood(worker, topology, edges), 1, timedelta(seconds=1)), overlap=False
+    )
     try:
         gossiper.step()
     except EdgeError as error:
@@ -170,7 +176,9 @@ def _until_killed() -> str:
     topology = build_topology("ring", 3)
     vector = FlatVector([("x", torch.zeros(1000))])
     edges = connect_edges(worker, 3, topology.links(worker), TIMEOUT)
-    gossiper = Gossiper(vector, Exchange(vector, topology, edges, worker, 1, timedelta(seconds=5)), overlap=True)
+    gossiper = Gossiper(
+        vector, Exchange(vector, Neighborhood(worker, topology, edges), 1, timedelta(seconds=5)), overlap=True
+    )
     try:
         for _ in range(10**9):
             gossiper.step()

@@ -1,0 +1,123 @@
+"""One neighbour as the exchange sees it: an edge, the messages of a round, what compresses and what judges them.
+
+A link turns two snapshots into one difference, `s_neighbour - s_own` or what the two ends agree to take for it, and
+says whether it may be added. It never decides when to swap, and it never touches the parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_decgan.gossip.edge import Edge, Swap
+from lightning_decgan.gossip.header import HEADER_BYTES, Header
+from lightning_decgan.gossip.judge import Judge
+from lightning_decgan.gossip.vector import FlatBuffer, FlatVector
+
+if TYPE_CHECKING:
+    from lightning_decgan.gossip.compression import Codec
+
+__all__ = ["Link"]
+
+
+class Link:
+    """The swaps of one edge, in full precision or through a codec.
+
+    Args:
+        edge: the way to the neighbour.
+        vector: the layout of what is swapped.
+        codec: what the messages hold; `None` sends the snapshot itself.
+    """
+
+    def __init__(self, edge: Edge, vector: FlatVector, codec: Codec | None = None) -> None:
+        self.edge, self.codec, self.judge = edge, codec, Judge()
+        self.neighbor = edge.neighbor
+        self.turns = 1 if codec is None else len(codec.message_bytes)
+        self._tag = vector.tag
+        # Without a codec the neighbour's snapshot arrives where the difference will be: no copy.
+        self._difference = vector.new_buffer()
+        sizes = () if codec is None else codec.message_bytes
+        self._sent = [_message(size) for size in sizes]
+        self._received = [_message(size) for size in sizes] or [self._difference.message]
+        self._payloads_sent = [message[:size] for message, size in zip(self._sent, sizes, strict=True)]
+        self._payloads_received = [message[:size] for message, size in zip(self._received, sizes, strict=False)]
+        self.round_bytes = sum(len(message) for message in self._received)
+        """Bytes that one round sends over this link, headers and padding included; as many arrive."""
+        self._mine: Header | None = None
+        self.swap: Swap | None = None
+
+    def post(self, turn: int, number: int, snapshot: FlatBuffer, norm: float) -> None:
+        """Send this turn's message of a round and be ready for the neighbour's.
+
+        Args:
+            turn: 0, 1, ... up to `turns`.
+            number: the round.
+            snapshot: what is published; it must stay untouched until the round is over.
+            norm: its Euclidean norm; when that is not finite, nothing is published but the fact.
+        """
+        header = Header(number, turn, norm, void=not math.isfinite(norm))
+        if self.codec is None:
+            message = snapshot.message
+        else:
+            message = self._sent[turn]
+            self.codec.encode(turn, number, snapshot, self._payloads_sent, self._payloads_received)
+        if header.void:
+            message = torch.zeros_like(message)
+        header.write(message)
+        self._mine = header
+        self.swap = self.edge.swap(message, self._received[turn], self._tag)
+
+    def difference(self, number: int, snapshot: FlatBuffer) -> tuple[FlatBuffer, float, str | None]:
+        """What the finished round yields: the difference, its norm, and why it must not be added, if it must not."""
+        assert self._mine is not None
+        its = Header.read(self._received[-1])
+        readable = its is not None and self._mine.fits(its) and not (its.void or self._mine.void)
+        distance = math.nan
+        if readable:
+            if self.codec is None:
+                self._difference.sub_(snapshot)
+            else:
+                self.codec.decode(number, snapshot, self._payloads_sent, self._payloads_received, self._difference)
+            distance = self._difference.norm()
+        reason = self.judge.verdict(self._mine, its, distance)
+        if reason is not None and self.codec is not None:
+            self.codec.reset()
+        return self._difference, distance, reason
+
+    def neighbor_is_to_blame(self, snapshot: FlatBuffer) -> bool | None:
+        """Whose fault a rejected round is, as far as both ends can agree; `None` where they cannot.
+
+        Whoever sees that its own snapshot is sound knows that it was the other; with an outlier it is the one whose
+        norm is farther from what its header said or, if neither is, nobody knows.
+        """
+        assert self._mine is not None
+        its = Header.read(self._received[-1])
+        own = snapshot.norm()
+        if self._mine.void or not math.isfinite(own):
+            return False
+        if its is None or its.void or not math.isfinite(self._difference.norm()):
+            return True
+        other = self._difference.add_(snapshot).norm()
+        away, its_away = abs(own - self._mine.norm), abs(other - its.norm)
+        return None if max(away, its_away) < 0.1 * min(own, other) else its_away > away
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the codec and the judge remember."""
+        return {
+            "codec": None if self.codec is None else self.codec.state_dict(),
+            "judge": self.judge.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.judge.load_state_dict(state["judge"])
+        if self.codec is not None and state["codec"] is not None:
+            self.codec.load_state_dict(state["codec"])
+
+
+def _message(size: int) -> Tensor:
+    """Memory for one message: the payload, padded to whole header sizes, and the header behind it."""
+    return torch.zeros(-(-size // HEADER_BYTES) * HEADER_BYTES + HEADER_BYTES, dtype=torch.uint8)

@@ -1,0 +1,129 @@
+"""What is done about a loss, on a thread of its own: break the waits for the lost, and knit a graph that fell apart.
+
+Training and gossip go on meanwhile with what is left. Everybody sees the same losses and asks the same question of the
+same graph, so everybody comes to the same meeting; the new graph is the topology's own rule on the survivors.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from lightning_decgan.gossip.edge import Edge, EdgeError, connect_edges
+from lightning_decgan.gossip.membership import Membership
+from lightning_decgan.gossip.neighborhood import Neighborhood
+from lightning_decgan.topology import Topology, falls_apart, reknit
+
+__all__ = ["Mender"]
+
+_log = logging.getLogger("lightning_decgan")
+
+
+class Mender:
+    """Follows a membership and keeps a neighbourhood connected.
+
+    Args:
+        neighborhood: what is mended.
+        membership: who is still there.
+        rule: the topology that the run began with; its rule makes the graph of the survivors.
+        step: tells which batch this worker is at, for the log.
+        connect_timeout: deadline for connecting one edge.
+    """
+
+    def __init__(
+        self,
+        neighborhood: Neighborhood,
+        membership: Membership,
+        rule: Topology,
+        step: Callable[[], int],
+        connect_timeout: timedelta = timedelta(seconds=10),
+    ) -> None:
+        self._neighborhood, self._membership, self._rule = neighborhood, membership, rule
+        self._step, self._connect_timeout = step, connect_timeout
+        self._topology = neighborhood.topology  # of the newest generation, adopted or not
+        self._attempts = 0
+        self._changed, self._idle = threading.Event(), threading.Event()
+        self._idle.set()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="gossip mender", daemon=True)
+        self._thread.start()
+        membership.on_change(self._notice)
+
+    def wait_until_mended(self, timeout: timedelta) -> None:
+        """Wait until the graph that is being knit, if one is, can be adopted.
+
+        Raises:
+            TimeoutError: it took longer.
+        """
+        if not self._idle.wait(timeout.total_seconds()):
+            raise TimeoutError(f"the survivors could not link up again within {timeout.total_seconds():g} s")
+
+    def close(self) -> None:
+        """Stop following."""
+        self._closing = True
+        self._changed.set()
+
+    def _notice(self) -> None:
+        self._idle.clear()
+        self._changed.set()
+
+    def _run(self) -> None:
+        while True:
+            self._changed.wait()
+            self._changed.clear()
+            if self._closing:
+                self._idle.set()
+                return
+            try:
+                self._mend()
+            except Exception:  # whatever it was: gossip goes on with the edges that are left
+                _log.exception("worker %d could not knit the graph of the survivors anew", self._membership.worker)
+                self._neighborhood.mending = False
+            if not self._changed.is_set():
+                self._idle.set()
+
+    def _mend(self) -> None:
+        self._neighborhood.abandon_the_lost()
+        while not self._closing and self._fallen_apart():
+            self._neighborhood.mending = True
+            self._attempts += 1
+            store, members = self._membership.gather(f"graph {self._attempts}", self._connect_timeout)
+            topology = reknit(self._rule, members)
+            edges = self._connect(topology, store)
+            # Everybody has the same answers before anybody goes on with them: either all adopt this graph or none.
+            store.set(f"linked/{self._membership.worker}", "no" if edges is None else "yes")
+            _, still = self._membership.gather(f"graph {self._attempts} linked", self._connect_timeout)
+            if still != members or any(store.get(f"linked/{member}") != b"yes" for member in members):
+                for edge in (edges or {}).values():
+                    edge.close()
+                continue
+            assert edges is not None
+            self._adopt(topology, edges, members)
+
+    def _fallen_apart(self) -> bool:
+        return falls_apart(self._topology, self._membership.members, self._membership.lost_edges)
+
+    def _connect(self, topology: Topology, store: dist.Store) -> Mapping[int, Edge] | None:
+        worker = self._membership.worker
+        store = dist.PrefixStore("gossip", store)
+        try:
+            return connect_edges(worker, topology.workers, topology.links(worker), self._connect_timeout, store)
+        except EdgeError as error:
+            _log.warning("%s; trying again", error)
+            return None
+
+    def _adopt(self, topology: Topology, edges: Mapping[int, Edge], members: tuple[int, ...]) -> None:
+        self._membership.forgive_edges()
+        self._topology = topology
+        self._neighborhood.prepare(topology, edges)
+        self._neighborhood.events.add(
+            "reknit",
+            self._step(),
+            None,
+            f"the graph of the survivors {list(members)} had fallen apart; it is now {topology.name} with a spectral"
+            f" gap of {topology.spectral_gap():.4f}",
+        )

@@ -1,0 +1,168 @@
+"""The workers that are still there, as a whole: who they are, and how they meet when a moment concerns all of them.
+
+Between such moments nobody talks to everybody. Each begins with a roll call; when somebody has been lost since the last
+one, the default process group is made anew of the survivors, and the lowest of them becomes the main one: it logs and
+writes checkpoints from then on. The numbers by which workers know each other in gossip never change.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from lightning_decgan.gossip import EdgeError, EventLog, Gossiper, Membership, Mender, Neighborhood
+from lightning_decgan.topology import Topology
+
+__all__ = ["Assembly", "door_host"]
+
+
+class Assembly:
+    """What one worker knows of all others.
+
+    Args:
+        membership: who is still there.
+        neighborhood: with whom this worker gossips.
+        rule: the topology that the run began with.
+        timeout: after which a worker that does not answer is given up.
+        world_timeout: deadline of a meeting, and of the default group's collectives.
+        backend: of the default group.
+        device: of this worker.
+        on_regroup: called with this worker's new rank when the default group has been made anew.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        neighborhood: Neighborhood,
+        rule: Topology,
+        *,
+        timeout: timedelta,
+        world_timeout: timedelta,
+        backend: str,
+        device: torch.device,
+        on_regroup: Callable[[int], None],
+    ) -> None:
+        self.membership, self.neighborhood = membership, neighborhood
+        self.members = membership.members
+        self.step = 0
+        self._timeout, self._world_timeout = timeout, world_timeout
+        self._backend, self._device, self._on_regroup = backend, device, on_regroup
+        self._meetings = 0
+        self._has_met = True
+        self.mender = Mender(neighborhood, membership, rule, step=lambda: self.step)
+
+    @property
+    def rank(self) -> int:
+        """This worker's rank in the default group."""
+        return self.members.index(self.membership.worker)
+
+    @property
+    def events(self) -> EventLog:
+        """What this worker noticed."""
+        return self.neighborhood.events
+
+    def batch_has_stepped(self, step: int) -> None:
+        """The next moment that concerns everybody will need a roll call.
+
+        Raises:
+            EdgeError: this worker was given up by the others, or somebody was lost and that is fatal in this run.
+        """
+        self.step = step
+        self._has_met = False
+        worker, given_up = self.membership.worker, self.membership.given_up
+        if given_up is not None:
+            raise EdgeError(
+                f"worker {worker} was given up by the others: {given_up.reason} (noticed by worker {given_up.seen_by}"
+                f" at its step {given_up.step}). They go on without it; this worker ends here.",
+                worker,
+                given_up.seen_by,
+            )
+        self.check_losses()
+
+    def check_losses(self) -> None:
+        """Note who was lost since the last call.
+
+        Raises:
+            EdgeError: somebody was lost and that is fatal in this run.
+        """
+        reasons = dict.fromkeys(self.membership.left, "it ended before the others")
+        for worker, loss in self.membership.lost.items():
+            reasons[worker] = f"{loss.reason} (noticed by worker {loss.seen_by} at its step {loss.step})"
+        for worker, text in sorted(reasons.items()):
+            if self.neighborhood.on_loss == "raise":
+                raise EdgeError(
+                    f"step {self.step}: worker {worker} was lost: {text}; DecentralizedGossipStrategy("
+                    "on_loss='continue') would go on without it",
+                    self.membership.worker,
+                    worker,
+                )
+            self.events.once("worker_lost", self.step, worker, text)
+
+    def meet(self, gossiper: Gossiper) -> None:
+        """Call the roll, unless that was done since the last batch; afterwards collectives reach everybody.
+
+        Args:
+            gossiper: is brought to the same number of gossips on every worker, so that nothing is left half swapped.
+
+        Raises:
+            TimeoutError: a worker is alive but did not come within the world timeout.
+            EdgeError: somebody was lost and that is fatal in this run.
+        """
+        if self._has_met or len(self.members) == 1 == len(self.membership.members):
+            return
+        self._meetings += 1
+        store, members = self.membership.gather(f"moment {self._meetings}", self._timeout)
+        self.check_losses()
+        self.mender.wait_until_mended(self._world_timeout)
+        self._level(store, members, gossiper)
+        if members != self.members:
+            self._regroup(store, members)
+        self._has_met = True
+
+    def part(self) -> None:
+        """Training is over: whoever leaves from now on is no loss, and no graph has to be mended."""
+        self.mender.close()
+
+    def close(self) -> None:
+        """Leave: the others are told that this is no accident."""
+        self.mender.close()
+        self.membership.close()
+        self._has_met = True  # nobody is to be waited for any more
+
+    def _level(self, store: dist.Store, members: tuple[int, ...], gossiper: Gossiper) -> None:
+        """Bring everybody's gossip to the same generation and number."""
+        here = self.neighborhood
+        store.set(f"gossips/{here.worker}", "{} {}".format(*here.newest))
+        newest = (0, 0)
+        for member in members:
+            generation, number = store.get(f"gossips/{member}").split()
+            newest = max(newest, (int(generation), int(number)))
+        gossiper.catch_up(newest)
+
+    def _regroup(self, store: dist.Store, members: tuple[int, ...]) -> None:
+        lost = sorted(set(self.members) - set(members))
+        self.members = members
+        dist.destroy_process_group()
+        dist.init_process_group(
+            self._backend,
+            store=dist.PrefixStore("world", store),
+            rank=self.rank,
+            world_size=len(members),
+            timeout=self._world_timeout,
+            device_id=None if self._device.type == "cpu" else self._device,
+        )
+        self.events.add("regrouped", self.step, None, f"the workers are now {list(members)}; lost: {lost}")
+        self._on_regroup(self.rank)
+
+
+def door_host(main_address: str, on_one_machine: bool) -> str:
+    """The address at which this worker can be asked whether it is alive: loopback, unless the run spans machines."""
+    if on_one_machine:
+        return "127.0.0.1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((main_address, 9))  # sends nothing: asks the system which of its addresses leads there
+        return str(probe.getsockname()[0])
