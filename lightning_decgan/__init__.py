@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 from lightning_decgan.strategy.autoload import install
 
 if TYPE_CHECKING:
+    from lightning_decgan.callbacks import FaultInjector
     from lightning_decgan.gan import DecentralizedGANModule
+    from lightning_decgan.gossip import OuterNesterov
+    from lightning_decgan.gossip.compression import PowerGossip, RandomSubset
     from lightning_decgan.optim import OptimisticAdam, OptimisticSGD
     from lightning_decgan.strategy import DecentralizedGossipStrategy
     from lightning_decgan.topology import build_topology
@@ -23,15 +26,23 @@ __version__ = "0.1.0"
 _HOMES = {
     "DecentralizedGANModule": "gan",
     "DecentralizedGossipStrategy": "strategy",
+    "FaultInjector": "callbacks",
     "OptimisticAdam": "optim",
     "OptimisticSGD": "optim",
+    "OuterNesterov": "gossip",
+    "PowerGossip": "gossip.compression",
+    "RandomSubset": "gossip.compression",
     "build_topology": "topology",
 }
 __all__ = [
     "DecentralizedGANModule",
     "DecentralizedGossipStrategy",
+    "FaultInjector",
     "OptimisticAdam",
     "OptimisticSGD",
+    "OuterNesterov",
+    "PowerGossip",
+    "RandomSubset",
     "build_topology",
 ]
 

@@ -1,15 +1,22 @@
-"""Callbacks for anyone's Trainer: sample grids, gossip monitoring, fidelity scores, a run's summary, batch counting."""
+"""Callbacks for anyone's Trainer: sample grids, gossip monitoring, fidelity, run summary, batch counting, faults."""
 
 from lightning_decgan.callbacks.batches import BatchProgressBar, StopAfterBatches, training_batches
+from lightning_decgan.callbacks.fault_injector import BadParameters, BadPayload, Delay, FaultInjector, Freeze, Kill
 from lightning_decgan.callbacks.fidelity import FidelityCallback, images_of
 from lightning_decgan.callbacks.gossip_monitor import GossipMonitor
 from lightning_decgan.callbacks.run_summary import RunSummary
 from lightning_decgan.callbacks.sample_grid import SampleGrid, image_grid, save_png
 
 __all__ = [
+    "BadParameters",
+    "BadPayload",
     "BatchProgressBar",
+    "Delay",
+    "FaultInjector",
     "FidelityCallback",
+    "Freeze",
     "GossipMonitor",
+    "Kill",
     "RunSummary",
     "SampleGrid",
     "StopAfterBatches",

@@ -161,7 +161,7 @@ class Door:
         if self._leaving:
             self.post(self._stop_if_done)  # not before the other goodbyes are on their way
             return
-        refused = code == errno.ECONNREFUSED
+        refused = code in (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
         if line.role == _PROBE and line.peer not in self._forgotten:
             self._resident.gone(line.peer, "process ended" if refused or not code else os.strerror(code))
         elif line.role == _WATCH and not refused and line.deadline < float("inf"):

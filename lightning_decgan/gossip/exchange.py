@@ -212,6 +212,7 @@ class Exchange:
         difference, distance, reason = link.difference(round, point)
         if reason is None:
             self.increments.add_(difference, alpha=weight)
+            link.expect_next()
             return distance
         events, judge = self.neighborhood.events, link.judge
         events.add("payload_rejected", step, link.neighbor, reason)

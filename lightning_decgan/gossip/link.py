@@ -87,6 +87,10 @@ class Link:
             self.codec.reset()
         return self._difference, distance, reason
 
+    def expect_next(self) -> None:
+        """What the last round yielded is no longer needed: let the next round's first message arrive."""
+        self.edge.expect(self._received[0], self._tag)
+
     def neighbor_is_to_blame(self, snapshot: FlatBuffer) -> bool | None:
         """Whose fault a rejected round is, as far as both ends can agree; `None` where they cannot.
 

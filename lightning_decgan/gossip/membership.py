@@ -4,7 +4,8 @@ Every worker has a door (`door.py`) whose address all others know, so nothing he
 particular, to be alive. A worker that was given up stays given up, and so the views of all workers only ever shrink
 towards the same one. This module never decides what a loss means for the gossip: it calls back, and others do.
 
-What counts as a death: the end of the connection to a watched worker's door, when its door then refuses another. A
+What counts as a death: the end of the connection to a watched worker's door, when its door then refuses another. Every
+worker watches its neighbours and the member that follows it, so that nobody is without a living watcher for long. A
 frozen process (SIGSTOP, a machine that swaps) still has open connections: it does not answer `ask`, but only a caller
 with a deadline of its own may give it up. Where the network falls in two, each side gives up the other and goes on.
 """
@@ -85,7 +86,9 @@ class Membership:
         self._roster = Roster(worker, workers, announce=lambda: door.post(self._call_back))
         self.changed = self._roster.changed
         self._desk = Desk(worker, self.changed)
+        self._neighbors: frozenset[int] = frozenset()
         door.start(worker, addresses, token, self, self._answer_seconds)
+        self._watch()
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -154,8 +157,8 @@ class Membership:
         Args:
             neighbors: whom to watch from now on; whoever was watched and is not among them no longer is.
         """
-        wanted = {self._checked(neighbor, "neighbors") for neighbor in neighbors}
-        self._door.watch(wanted & set(self.members))
+        self._neighbors = frozenset(self._checked(neighbor, "neighbors") for neighbor in neighbors)
+        self._watch()
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Call back, from the door's thread and in no time, after each change of `version`."""
@@ -338,6 +341,14 @@ class Membership:
         self._door.forget(loss.worker)
         return True
 
+    def _watch(self) -> None:
+        """Watch the neighbours, and the next member: every member has a living watcher, whoever dies together."""
+        members = self.members
+        later = [member for member in members if member > self.worker]
+        following = (later or [member for member in members if member != self.worker])[:1]
+        self._door.watch(self._neighbors.intersection(members).union(following))
+
     def _call_back(self) -> None:
+        self._watch()
         for callback in self._callbacks:
             callback()
