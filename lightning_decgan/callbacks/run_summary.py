@@ -32,9 +32,11 @@ class RunSummary(Callback):
     """Writes `summary.json`.
 
     Fields: `status` ("running", "finished", "failed"), `error` (null or one line), `workers`, `strategy`, `topology`,
-    `spectral_gap`, `rounds`, `overlap`, `steps` (batches a worker trained on), `images_seen` (all workers together),
+    `spectral_gap`, `rounds`, `overlap`, `max_delay`, `compression`, `steps` (batches a worker trained on), `images_seen` (all workers together),
     `seconds` (training and validating), `validation_seconds`, `images_per_second` (all workers, without validation),
     `bytes_sent_per_worker` (one number a worker, since the first start), `wait_seconds_per_worker`,
+    `late_steps_per_worker`, `rejected_per_worker` (payloads not added), `lost_workers`, `events` (who noticed what at
+    which step: losses, rejected payloads, graphs knit anew; see `gossip.GossipEvent`),
     `consensus_distance`, `relative_consensus_distance`, `features` (the feature network's name), `scores_before`,
     `scores`, `last_sample_grid`, `versions`. Steps, images and seconds go on counting across a resume.
 
@@ -61,6 +63,7 @@ class RunSummary(Callback):
         self._ended: float | None = None
         self._validation_started: float | None = None
         self._per_worker: dict[str, list[float]] | None = None
+        self._events: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run adds to."""
@@ -116,6 +119,8 @@ class RunSummary(Callback):
             float(self._images),
             float(totals.bytes_sent) if totals is not None else 0.0,
             float(totals.wait_seconds) if totals is not None else 0.0,
+            float(totals.late_steps) if totals is not None else 0.0,
+            float(totals.rejected) if totals is not None else 0.0,
         ]
         # float32 would lose bytes above 16 million; MPS has no float64
         dtype = torch.float32 if pl_module.device.type == "mps" else torch.float64
@@ -123,8 +128,10 @@ class RunSummary(Callback):
         table[trainer.global_rank] = torch.tensor(counts, dtype=dtype)
         # everybody fills a row of its own, so the sum is what all have to say
         everybody = trainer.strategy.reduce(table.to(pl_module.device), reduce_op="sum")
-        images, bytes_sent, wait_seconds = (column.tolist() for column in everybody.cpu().unbind(1))
-        self._per_worker = {"images": images, "bytes_sent": bytes_sent, "wait_seconds": wait_seconds}
+        names = ("images", "bytes_sent", "wait_seconds", "late_steps", "rejected")
+        self._per_worker = dict(zip(names, (column.tolist() for column in everybody.cpu().unbind(1)), strict=True))
+        if hasattr(trainer.strategy, "gather_events"):
+            self._events = trainer.strategy.gather_events()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the finished run."""
@@ -162,6 +169,7 @@ class RunSummary(Callback):
         strategy = trainer.strategy
         topology = getattr(strategy, "topology", None)
         gossips = hasattr(strategy, "totals")
+        compression = getattr(strategy, "compression", None)
         if gossips and topology is not None and self._spectral_gap is None:
             self._spectral_gap = float(topology.spectral_gap())  # once: of thousands of workers it takes its time
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by one of Trainer's parts
@@ -180,6 +188,8 @@ class RunSummary(Callback):
             "spectral_gap": self._spectral_gap,
             "rounds": getattr(strategy, "rounds", None),
             "overlap": getattr(strategy, "overlap", None),
+            "max_delay": getattr(strategy, "max_delay", None),
+            "compression": None if compression is None else str(compression),
             "steps": training_batches(trainer),
             "images_seen": int(images) if known else None,
             "seconds": round(seconds, 3),
@@ -189,6 +199,12 @@ class RunSummary(Callback):
             "wait_seconds_per_worker": (
                 [round(n, 3) for n in per_worker["wait_seconds"]] if gossips and per_worker else None
             ),
+            "late_steps_per_worker": [int(n) for n in per_worker["late_steps"]] if gossips and per_worker else None,
+            "rejected_per_worker": [int(n) for n in per_worker["rejected"]] if gossips and per_worker else None,
+            "lost_workers": list(getattr(strategy, "lost_workers", ())),
+            "events": [vars(event) for event in getattr(strategy, "events", ())]
+            if self._events is None
+            else self._events,
             "consensus_distance": getattr(strategy, "consensus_distance", None),
             "relative_consensus_distance": getattr(strategy, "relative_consensus_distance", None),
             "features": fidelity.features_name if fidelity else None,

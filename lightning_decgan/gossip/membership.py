@@ -183,14 +183,14 @@ class Membership:
         """
         loss = Loss(self._checked(worker, "worker"), clean_reason(reason), step, self.worker, time.monotonic())
         if self.given_up is None and self._note_loss(loss):
-            self._tell_all([self._about(loss)])
+            self._tell_all(self._about(loss))
 
     def report_edge(self, neighbor: int, reason: str, step: int) -> None:
         """Give up this worker's link to a neighbour, both of whom live, and tell everybody in the background."""
         edge = self._edge(self.worker, self._checked(neighbor, "neighbor"))
         loss = EdgeLoss(edge, clean_reason(reason), step, self._roster.forgiven)
         if self.given_up is None and self._roster.note_edge(loss):
-            self._tell_all([self._about_edge(loss)])
+            self._tell_all(self._about_edge(loss))
 
     def forgive_edges(self) -> None:
         """Forget the lost links, because new ones were made; all members must do so equally often."""
@@ -223,7 +223,7 @@ class Membership:
 
     def close(self) -> None:
         """Say goodbye, stop the thread and close all sockets; may be called again."""
-        self._door.close(Message(Kind.GOODBYE, self.worker, self.worker), set(self.members) - {self.worker})
+        self._door.close(Message(Kind.GOODBYE, self.worker, self.worker), self._others())
         with self.changed:
             self._server = None
             self.changed.notify_all()
@@ -272,7 +272,7 @@ class Membership:
 
     def retell(self) -> None:
         """Tell some members, in turn, everything that this one knows: whoever noticed may have died telling it."""
-        others = [member for member in self.members if member != self.worker]
+        others = self._others()
         start = next(self._turns) * _RETELL_TO % max(len(others), 1)
         goodbyes = [Message(Kind.GOODBYE, self.worker, other) for other in sorted(self.left)]
         self._door.tell(
@@ -331,9 +331,9 @@ class Membership:
     def _edge(one: int, other: int) -> tuple[int, int]:
         return min(one, other), max(one, other)
 
-    def _tell_all(self, messages: list[Message]) -> None:
+    def _tell_all(self, message: Message) -> None:
         # Those that were given up are told as well: a frozen one reads it when it wakes up.
-        self._door.tell(messages, set(range(self.workers)) - self.left - {self.worker})
+        self._door.tell([message], set(range(self.workers)) - self.left - {self.worker})
 
     def _note_loss(self, loss: Loss) -> bool:
         if not self._roster.note_loss(loss):
@@ -343,10 +343,12 @@ class Membership:
 
     def _watch(self) -> None:
         """Watch the neighbours, and the next member: every member has a living watcher, whoever dies together."""
-        members = self.members
-        later = [member for member in members if member > self.worker]
-        following = (later or [member for member in members if member != self.worker])[:1]
-        self._door.watch(self._neighbors.intersection(members).union(following))
+        others = self._others()
+        following = [other for other in others if other > self.worker] or others
+        self._door.watch(self._neighbors.intersection(others).union(following[:1]))
+
+    def _others(self) -> list[int]:
+        return [member for member in self.members if member != self.worker]
 
     def _call_back(self) -> None:
         self._watch()

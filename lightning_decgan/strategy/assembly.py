@@ -52,6 +52,7 @@ class Assembly:
         self._timeout, self._world_timeout = timeout, world_timeout
         self._backend, self._device, self._on_regroup = backend, device, on_regroup
         self._meetings = 0
+        self._lost: set[int] = set()
         self._has_met = True
         self.mender = Mender(neighborhood, membership, rule, step=lambda: self.step)
 
@@ -59,6 +60,11 @@ class Assembly:
     def rank(self) -> int:
         """This worker's rank in the default group."""
         return self.members.index(self.membership.worker)
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """The workers that were lost while training."""
+        return tuple(sorted(self._lost))
 
     @property
     def events(self) -> EventLog:
@@ -93,6 +99,7 @@ class Assembly:
         for worker, loss in self.membership.lost.items():
             reasons[worker] = f"{loss.reason} (noticed by worker {loss.seen_by} at its step {loss.step})"
         for worker, text in sorted(reasons.items()):
+            self._lost.add(worker)
             if self.neighborhood.on_loss == "raise":
                 raise EdgeError(
                     f"step {self.step}: worker {worker} was lost: {text}; DecentralizedGossipStrategy("

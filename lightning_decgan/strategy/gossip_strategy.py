@@ -7,6 +7,7 @@ No mathematics here, and nothing that touches a socket. The way of a batch is `t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -48,7 +49,8 @@ from lightning_decgan.strategy.assembly import Assembly, door_host
 from lightning_decgan.strategy.checkpointing import ConsensusCheckpoints
 from lightning_decgan.strategy.compat import choose_main_port, disarm_world_broadcasts
 from lightning_decgan.strategy.evaluation import Consensus
-from lightning_decgan.strategy.launcher import SpawnLauncher
+from lightning_decgan.strategy.exit_code import tell_loss
+from lightning_decgan.strategy.launcher import ScriptLauncher, SpawnLauncher
 from lightning_decgan.strategy.layout import gossiped_tensors, gossiped_vector
 from lightning_decgan.strategy.settings import check_settings
 from lightning_decgan.strategy.start import (
@@ -216,6 +218,17 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         return self._neighborhood.events.events if self._neighborhood else []
 
     @property
+    def lost_workers(self) -> tuple[int, ...]:
+        """The numbers of the workers that were lost while training."""
+        return () if self._assembly is None else self._assembly.lost
+
+    def gather_events(self) -> list[dict[str, Any]]:
+        """Everybody's events in the order of their time, as plain values; every worker must call this."""
+        self._meet()
+        own = json.dumps([vars(event) for event in self.events]).encode()
+        return sorted((event for one in world.gather_bytes(own) for event in json.loads(one)), key=lambda e: e["time"])
+
+    @property
     def last_report(self) -> GossipReport | None:
         """What the last finished gossip of this worker cost and saw."""
         return self._gossiper.last_report if self._gossiper else None
@@ -254,10 +267,10 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         self._rounds_an_exchange = 1 if merges else self.rounds
         assert self.cluster_environment is not None
         choose_main_port(self.cluster_environment)
-        if self._start_method in ("spawn", "forkserver"):
-            self._launcher = SpawnLauncher(self, start_method=self._start_method)
+        if self._start_method == "popen":
+            self._launcher = ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
         else:
-            super()._configure_launcher()
+            self._launcher = SpawnLauncher(self, start_method=self._start_method)
 
     # ---- start ----
 
@@ -340,7 +353,13 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             device=self.root_device,
             on_regroup=self._take_rank,
         )
+        self._survivors_go_on(self.on_loss == "continue")
         return neighborhood
+
+    def _survivors_go_on(self, value: bool) -> None:
+        """Tell the launcher, which by itself ends everybody when one worker fails."""
+        if isinstance(self._launcher, ScriptLauncher | SpawnLauncher):
+            self._launcher.survivors_go_on = value
 
     def _take_rank(self, rank: int) -> None:
         """The default group was made anew: Lightning has to know this worker by its rank there."""
@@ -435,6 +454,8 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         self._meet()
         if self._assembly is not None:
             self._assembly.part()
+            if self.lost_workers:
+                tell_loss()
         if self.evaluate == "consensus":
             self._consensus.put_on(self.lightning_module)
 
@@ -451,6 +472,14 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
 
     # ---- rare, whole-world moments ----
 
+    def leave(self) -> None:
+        """Stop gossiping and tell the others that this worker leaves; they do not wait for it."""
+        if self._assembly is not None:
+            self._assembly.close()
+        if self._gossiper is not None:
+            self._gossiper.close()
+
+    @override
     def _meet(self) -> None:
         if self._assembly is not None and self._gossiper is not None:
             self._assembly.meet(self._gossiper)
@@ -477,10 +506,8 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
 
     @override
     def teardown(self) -> None:
-        if self._gossiper is not None:
-            self._gossiper.close()
-        if self._assembly is not None:
-            self._assembly.close()
+        self._survivors_go_on(False)
+        self.leave()
         self._restored = None
         super().teardown()
 

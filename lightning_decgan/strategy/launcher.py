@@ -77,7 +77,21 @@ class ScriptLauncher(_SubprocessScriptLauncher):
             self._observer = ChildObserver(self.procs)
             self._observer.start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            if self.survivors_go_on and trainer is not None:
+                self._see_the_survivors_through(trainer)
+            raise
+
+    def _see_the_survivors_through(self, trainer: Trainer) -> None:
+        """This process has failed in training; the shell that waits for it should wait for those who go on."""
+        assert self._observer is not None
+        log.exception("The main worker failed. The others go on without it, and this process waits for them to end.")
+        leave = getattr(trainer.strategy, "leave", None)
+        if leave is not None:
+            leave()
+        self._observer.join()
 
 
 class SpawnLauncher(_MultiProcessingLauncher):

@@ -1,4 +1,4 @@
-"""What a swap carries: the mean stays, consensus is reached, runs resume, and the bytes are what they are said to be."""
+"""What a swap carries: the mean stays, consensus is reached, runs resume, and the bytes are what they should be."""
 
 from __future__ import annotations
 
@@ -190,19 +190,28 @@ def test_a_run_resumed_from_a_file_goes_on_bit_for_bit(compression: Compression)
     assert torch.equal(whole.points(), resumed.points())
 
 
+def _frozen(state: Any) -> Any:
+    """The values of a state, apart from its memory."""
+    if isinstance(state, dict):
+        return {key: _frozen(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_frozen(value) for value in state]
+    return state.tolist() if isinstance(state, Tensor) else state
+
+
 @pytest.mark.parametrize("compression", WITH_MEMORY, ids=str)
 def test_what_was_saved_does_not_change_when_the_run_goes_on(compression: Compression) -> None:
     vector = _vector()
     link = Link(compression, vector)
     link.swap(0, _random(vector, 0), _random(vector, 1))
     saved = link.ends[0].state_dict()
-    frozen = pickle.dumps(saved)
+    frozen = _frozen(saved)
     fresh = compression.codec(vector, (1, 3), 1, 0)
     fresh.load_state_dict(saved)
     link.swap(1, _random(vector, 2), _random(vector, 3))
-    assert pickle.dumps(saved) == frozen
-    assert pickle.dumps(fresh.state_dict()) == frozen
-    assert pickle.dumps(link.ends[0].state_dict()) != frozen
+    assert _frozen(saved) == frozen
+    assert _frozen(fresh.state_dict()) == frozen
+    assert _frozen(link.ends[0].state_dict()) != frozen
 
 
 @pytest.mark.parametrize("compression", ALL, ids=str)
@@ -259,11 +268,8 @@ def test_a_vector_of_nothing_can_be_swapped(compression: Compression) -> None:
         (BFloat16(), torch.float64, (2 * 10_400,)),
         (BFloat16(), torch.float16, (2 * 10_400,)),
         (BFloat16(), torch.complex64, (4 * 10_400,)),
-        (
-            Int8(),
-            torch.float32,
-            (10_432 + 4 * 41,),
-        ),  # codes, up to a multiple of 64; scales of ceil(10400 / 256) blocks
+        # Codes, up to a multiple of 64 bytes, and the scales of ceil(10400 / 256) blocks.
+        (Int8(), torch.float32, (10_432 + 4 * 41,)),
         (Int8(block=100), torch.float64, (10_432 + 4 * 104,)),
         # Parts begin at multiples of 64 bytes: 100 float32 take 448, 300 take 1216.
         (PowerGossip(), torch.float32, (448 + 4 * 400,)),
@@ -316,8 +322,8 @@ def test_compressions_are_built_from_names_and_objects() -> None:
         (lambda: build_compression("int4"), ValueError, "compression must be None, 'bfloat16', 'int8' .* found 'int4'"),
         (lambda: build_compression(8), TypeError, r"compression must be None, a name .* found 8 \(int\)"),
         (lambda: build_compression(PowerGossip), TypeError, r"write PowerGossip\(\) to make one"),
-        (lambda: Int8(block=0), ValueError, r"Int8\(block=...\) must be a whole number from 1 to 65536, found 0"),
-        (lambda: Int8(block=65537), ValueError, r"Int8\(block=...\) must be a whole number from 1 to 65536"),
+        (lambda: Int8(block=0), ValueError, r"Int8\(block=...\) must be a whole number from 1 to 16384, found 0"),
+        (lambda: Int8(block=16385), ValueError, r"Int8\(block=...\) must be a whole number from 1 to 16384"),
         (lambda: Int8(block=2.5), TypeError, r"found 2.5 \(float\)"),  # type: ignore[arg-type]
         (lambda: PowerGossip(rank=0), ValueError, r"PowerGossip\(rank=...\) must be a whole number of at least 1"),
         (lambda: PowerGossip(rank="2"), TypeError, r"found '2' \(str\)"),  # type: ignore[arg-type]
@@ -364,7 +370,7 @@ def test_bfloat16_of_a_long_vector_is_decoded_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex128])
-@pytest.mark.parametrize("block", [1, 7, 256, 65536])
+@pytest.mark.parametrize("block", [1, 7, 256, 16384])
 def test_int8_closes_in_on_what_stands_still_by_a_factor_of_127_a_round(dtype: torch.dtype, block: int) -> None:
     vector = _vector(dtype, (70_000,), (3,))  # more than one chunk
     low, high = _random(vector, 0), _random(vector, 1, size=1e-3)
@@ -429,25 +435,21 @@ def test_int8_carries_numbers_from_the_smallest_to_the_largest() -> None:
 # PowerGossip.
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_power_gossip_removes_a_difference_of_its_rank_in_two_rounds(dtype: torch.dtype, rank: int) -> None:
     vector = _vector(dtype, (20, 30), (60, 4, 5), (5, 64))
     low, high, generator = vector.new_buffer(), vector.new_buffer(), torch.Generator().manual_seed(0)
-    exact = dtype != torch.bfloat16
     for view in high.views:
         rows, columns = view.shape[0], view.numel() // view.shape[0]
-        real = torch.float64 if exact else torch.float32
-        left, right = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
-        view.copy_((left.to(real) @ right.to(real)).view(view.shape))
-    link = Link(PowerGossip(rank), vector)
-    start = float(high.sections[0].abs().max())
+        left, right = (torch.randn(size, generator=generator) for size in ((rows, rank), (rank, columns)))
+        view.copy_((left.double() @ right.double()).view(view.shape))
+    link, start = Link(PowerGossip(rank), vector), float(high.sections[0].abs().max())
     for number in range(2):
         differences = link.swap(number, low, high)
         for worker, difference in zip((low, high), differences, strict=True):
             worker.sections[0].add_(difference.sections[0], alpha=0.5)
-    apart = float((high.sections[0] - low.sections[0]).abs().max())
-    assert apart < (100 * torch.finfo(dtype).eps if exact else 0.05) * start
+    assert float((high.sections[0] - low.sections[0]).abs().max()) < 100 * torch.finfo(dtype).eps * start
 
 
 @pytest.mark.parametrize(("rank", "iterations"), [(1, 1), (1, 2), (3, 1), (2, 3)])
@@ -487,7 +489,7 @@ def test_power_gossip_finds_the_largest_singular_direction_of_a_difference_that_
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_power_gossip_sends_small_tensors_as_they_are(dtype: torch.dtype) -> None:
-    vector = _vector(dtype, (30, 30), (5,), (), (2, 2), (1, 100))
+    vector = _vector(dtype, (30, 30), (5,), (), (1, 100), (2, 1))
     low, high = _random(vector, 0), _random(vector, 1)
     difference, _ = Link(PowerGossip(iterations=2), vector).swap(0, low, high)
     for place in range(1, 5):
@@ -535,19 +537,18 @@ def test_power_gossip_messages_of_even_and_odd_rounds_are_nearly_equally_long() 
 # Random subset.
 
 
-@pytest.mark.parametrize(("count", "fraction"), [(10, 0.3), (7, 0.05), (100, 0.123), (70_001, 0.1), (66_000, 0.0005)])
+@pytest.mark.parametrize(("count", "fraction"), [(10, 0.3), (7, 0.05), (100, 0.123), (70_001, 0.1), (400_000, 0.02)])
 def test_every_coordinate_has_the_same_chance_and_it_is_the_fraction(count: int, fraction: float) -> None:
     vector = _vector(torch.float32, (count,))
-    low, high, rounds = vector.new_buffer(), vector.new_buffer(), 3_000
+    low, high, rounds = vector.new_buffer(), vector.new_buffer(), 3_000 if count < 1000 else 600
     high.sections[0].fill_(1.0)
     link, hits = Link(RandomSubset(fraction), vector), torch.zeros(count, dtype=torch.float64)
     for number in range(rounds):
         difference, _ = link.swap(number, low, high)
         hits += difference.sections[0]
-    # Runs of 64 hit together, so the chance of a fluke is that of about a thousand binomial variables.
     deviation = (fraction * (1 - fraction) / rounds) ** 0.5
-    assert float((hits / rounds - fraction).abs().max()) < 5 * deviation
-    assert float((hits / rounds).mean()) == pytest.approx(fraction, abs=5 * deviation)
+    assert float((hits / rounds - fraction).abs().max()) < 7 * deviation  # of 30,000 runs the farthest
+    assert float((hits / rounds).mean()) == pytest.approx(fraction, abs=5 * deviation / min(count, 100) ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -27,10 +27,12 @@ __all__ = [
     "check_count",
     "lay_out",
     "seeded",
+    "subtract",
 ]
 
-# Elements worked on at a time. So many stay in a core's cache together with their scratch; and torch shares out work
-# among threads from 32,768 elements on, where a codec would wait for threads that training keeps busy.
+# Elements worked on at a time. From 32,768 on torch shares an operation out among threads, and while training keeps all
+# cores busy a codec would wait for those threads: a subtraction of 11 MB took 28 ms so, and 1 ms in pieces. The pieces
+# and their scratch also stay in a core's cache.
 CHUNK_ELEMENTS = 32_704
 
 # Every part of a message begins at a multiple of this many bytes, so that its typed view is aligned.
@@ -162,6 +164,13 @@ def lay_out(pieces: Iterable[tuple[torch.dtype, int]]) -> tuple[tuple[Part, ...]
 def as_real(flat: Tensor) -> Tensor:
     """A flat tensor as real numbers over the same memory: a complex number is two of them."""
     return torch.view_as_real(flat).view(-1) if flat.is_complex() else flat
+
+
+def subtract(theirs: Tensor, mine: Tensor, out: Tensor) -> Tensor:
+    """`out = theirs - mine`, flat tensors of one dtype, piece by piece."""
+    for piece in zip(*(flat.split(CHUNK_ELEMENTS) for flat in (theirs, mine, out)), strict=True):
+        torch.sub(piece[0], piece[1], out=piece[2])
+    return out
 
 
 def seeded(purpose: str, *numbers: int) -> torch.Generator:

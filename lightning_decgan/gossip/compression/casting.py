@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_decgan.gossip.compression.base import CHUNK_ELEMENTS, Codec, StatelessCodec, as_real, lay_out
+from lightning_decgan.gossip.compression.base import CHUNK_ELEMENTS, Codec, StatelessCodec, as_real, lay_out, subtract
 from lightning_decgan.gossip.vector import FlatBuffer, FlatVector
 
 __all__ = ["BFloat16"]
@@ -53,7 +53,9 @@ class _BFloat16Codec(StatelessCodec):
         self, turn: int, number: int, snapshot: FlatBuffer, sent: Sequence[Tensor], received: Sequence[Tensor]
     ) -> None:
         for part, section in zip(self._parts, snapshot.sections, strict=True):
-            part.of(sent[turn]).copy_(as_real(section))
+            chunks = (flat.split(CHUNK_ELEMENTS) for flat in (part.of(sent[turn]), as_real(section)))
+            for message, own in zip(*chunks, strict=True):
+                message.copy_(own)
 
     def decode(
         self,
@@ -66,7 +68,7 @@ class _BFloat16Codec(StatelessCodec):
         for part, section in zip(self._parts, difference.sections, strict=True):
             target = as_real(section)
             if part.dtype == target.dtype:
-                torch.sub(part.of(received[0]), part.of(sent[0]), out=target)
+                subtract(part.of(received[0]), part.of(sent[0]), out=target)
                 continue
             scratch = self._scratch[target.dtype]
             chunks = (flat.split(CHUNK_ELEMENTS) for flat in (target, part.of(received[0]), part.of(sent[0])))

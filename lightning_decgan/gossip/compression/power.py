@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_decgan.gossip.compression.base import Codec, Part, check_count, lay_out, seeded
+from lightning_decgan.gossip.compression.base import Codec, Part, check_count, lay_out, seeded, subtract
 from lightning_decgan.gossip.vector import FlatBuffer, FlatVector
 
 __all__ = ["PowerGossip", "orthonormal_rows"]
@@ -121,17 +121,22 @@ class _Factors:
         """Fill this step's message: what the snapshot does to the present directions."""
         for matrix, basis, image in zip(self.matrices, self.bases, self.split(message), strict=True):
             own = matrix.of(snapshot).to(self.dtype)
-            torch.mm(basis, own if matrix.is_left(self.step) else own.t(), out=image)
+            own = own.t() if matrix.is_left(self.step) else own
+            # Row by row, here and below: a product with a vector runs on this thread, one of matrices waits for others.
+            for direction, result in zip(basis, image, strict=True):
+                torch.mv(own, direction, out=result)
 
     def expand(self, images: Tensor, difference: FlatBuffer) -> None:
         """Write the low-rank approximations that the differences of images stand for."""
         for matrix, basis, image in zip(self.matrices, self.bases, self.split(images), strict=True):
             left, right = (basis, image) if matrix.is_left(self.step) else (image, basis)
             target = matrix.of(difference)
-            if target.dtype == self.dtype:
-                torch.mm(left.t(), right, out=target)
-            else:
-                target.copy_(torch.mm(left.t(), right))
+            product = target if target.dtype == self.dtype else torch.empty(matrix.sizes, dtype=self.dtype)
+            torch.mm(left[:1].t(), right[:1], out=product)
+            for place in range(1, self._rank):
+                product.addmm_(left[place : place + 1].t(), right[place : place + 1])
+            if product is not target:
+                target.copy_(product)
 
     def advance(self, images: Tensor) -> None:
         """Turn the images of the higher end minus the lower's into the directions of the next step."""
@@ -233,8 +238,8 @@ class _PowerCodec:
 def orthonormal_rows(rows: Tensor) -> Tensor:
     """Orthonormal rows that span what the given rows (fewer than columns, float64, not all zero) span.
 
-    They are as many also when the given rows depend on each other: a row that adds nothing is replaced by one that does.
-    Gram-Schmidt, twice, written out: on such small matrices LAPACK waits for its threads a thousand times longer.
+    They are as many also when the given rows depend on each other: a row that adds nothing is replaced by one that
+    does. Gram-Schmidt, done twice for full accuracy.
 
     Example:
         >>> orthonormal_rows(torch.tensor([[3.0, 4.0, 0.0]], dtype=torch.float64))
@@ -287,7 +292,7 @@ def _balanced(sizes: Mapping[int, tuple[int, int]]) -> list[_Matrix]:
 
 
 def _subtract(part: Part, received: Tensor, sent: Tensor) -> Tensor:
-    return part.of(received) - part.of(sent)
+    return subtract(part.of(received), part.of(sent), out=torch.empty(part.count, dtype=part.dtype))
 
 
 def _flat(buffer: FlatBuffer, places: Sequence[int]) -> list[Tensor]:

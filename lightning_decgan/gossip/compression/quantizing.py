@@ -172,7 +172,8 @@ def noise_bank(seed: int) -> Tensor:
 
     Drawing a fresh number for each parameter costs more than all the rest of a round. A chunk of parameters is rounded
     with a stretch of the bank that begins at a freshly drawn place instead: over that draw every parameter meets every
-    level equally often, so its rounding is unbiased, to 2^-17 of a code. Within a chunk no level occurs twice; chunks are rounded independently of each other.
+    level equally often, so its rounding is unbiased, to 2^-17 of a code. Within a chunk no level occurs twice; chunks
+    are rounded independently of each other.
 
     Example:
         >>> bank = noise_bank(0)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_decgan.gossip.compression.base import Codec, StatelessCodec, lay_out, seeded
+from lightning_decgan.gossip.compression.base import CHUNK_ELEMENTS, Codec, StatelessCodec, lay_out, seeded
 from lightning_decgan.gossip.vector import FlatBuffer, FlatVector
 
 __all__ = ["RandomSubset"]
 
-# Long sections are drawn in runs of this many coordinates: 64 times fewer to permute, and a run of float32 fills four
-# cache lines that are read anyway. Every coordinate has the same chance; only neighbours are drawn together.
-_RUN_ELEMENTS = 64
-_LONG_ELEMENTS = 1 << 16
+# A section is cut into at most so many runs of neighbouring coordinates, and runs are drawn: permuting millions of
+# coordinates would cost more than all the rest of a round. Every coordinate has the same chance; only the few
+# coordinates of a run (84 of a float32 model of 11 MB) are drawn together.
+_MOST_RUNS = CHUNK_ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,28 @@ class _Draw:
 
     @classmethod
     def plan(cls, count: int, fraction: float) -> _Draw:
-        run = _RUN_ELEMENTS if count > _LONG_ELEMENTS else 1
+        run = max(1, -(-count // _MOST_RUNS))
         runs = -(-count // run)
         wanted = fraction * runs
         taken = math.ceil(wanted - 1e-9)  # not one more run because 0.7 * 10 is 7.000000000000001
         return cls(count, run, runs, taken, min(1.0, 1.0 - (taken - wanted)))
 
-    def coordinates(self, generator: torch.Generator) -> tuple[Tensor, int]:
-        """The drawn coordinates, and how many of them count this time."""
-        first = torch.randperm(self.runs, generator=generator)[: self.taken].unsqueeze(1) * self.run
+    @property
+    def chunk(self) -> int:
+        """Coordinates worked on at a time: whole runs."""
+        return self.run * max(1, CHUNK_ELEMENTS // self.run)
+
+    def coordinates(self, generator: torch.Generator) -> tuple[list[Tensor], int]:
+        """The drawn coordinates in chunks, and how many at the end do not count this time."""
+        runs = torch.randperm(self.runs, generator=generator)[: self.taken, None]
+        inside = torch.arange(self.run)
         # Beyond the end stands the last coordinate again: it is written twice, with the same value.
-        drawn = (first + torch.arange(self.run)).view(-1).clamp_(max=self.count - 1)
+        drawn = [
+            (some * self.run + inside).view(-1).clamp_(max=self.count - 1)
+            for some in runs.split(self.chunk // self.run)
+        ]
         last_counts = float(torch.rand((), generator=generator)) < self.last_counts
-        return drawn, drawn.numel() if last_counts else drawn.numel() - self.run
+        return drawn, 0 if last_counts else self.run
 
 
 class _SubsetCodec(StatelessCodec):
@@ -108,13 +117,14 @@ class _SubsetCodec(StatelessCodec):
         )
         self.message_bytes: tuple[int, ...] = (size_bytes,)
         self._edge, self._seed = edge, seed
-        self._drawn: tuple[int, list[tuple[Tensor, int]]] | None = None
+        self._drawn: tuple[int, list[tuple[list[Tensor], int]]] | None = None
 
     def encode(
         self, turn: int, number: int, snapshot: FlatBuffer, sent: Sequence[Tensor], received: Sequence[Tensor]
     ) -> None:
-        for part, section, (drawn, _) in zip(self._parts, snapshot.sections, self._draw(number), strict=True):
-            torch.index_select(section, 0, drawn, out=part.of(sent[turn]))
+        for place, (drawn, _) in enumerate(self._draw(number)):
+            for coordinates, message in zip(drawn, self._chunks(sent[turn], place), strict=True):
+                torch.index_select(snapshot.sections[place], 0, coordinates, out=message)
 
     def decode(
         self,
@@ -124,11 +134,19 @@ class _SubsetCodec(StatelessCodec):
         received: Sequence[Tensor],
         difference: FlatBuffer,
     ) -> None:
-        for part, section, (drawn, counting) in zip(self._parts, difference.sections, self._draw(number), strict=True):
-            values = part.of(received[0]) - part.of(sent[0])
-            section.zero_().index_copy_(0, drawn[:counting], values[:counting])
+        for place, (drawn, not_counting) in enumerate(self._draw(number)):
+            section, left = difference.sections[place], self._parts[place].count - not_counting
+            for piece in section.split(CHUNK_ELEMENTS):
+                piece.zero_()
+            messages = self._chunks(received[0], place), self._chunks(sent[0], place)
+            for coordinates, theirs, mine in zip(drawn, *messages, strict=True):
+                section.index_copy_(0, coordinates[:left], (theirs - mine)[:left])
+                left = max(0, left - len(mine))
 
-    def _draw(self, number: int) -> list[tuple[Tensor, int]]:
+    def _chunks(self, message: Tensor, place: int) -> tuple[Tensor, ...]:
+        return self._parts[place].of(message).split(self._draws[place].chunk)
+
+    def _draw(self, number: int) -> list[tuple[list[Tensor], int]]:
         if self._drawn is None or self._drawn[0] != number:
             generator = seeded("random subset", self._seed, *self._edge, number)
             self._drawn = number, [draw.coordinates(generator) for draw in self._draws]
