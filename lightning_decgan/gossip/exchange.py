@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning_decgan.gossip.edge import EdgeError
+from lightning_decgan.gossip.header import Header
 from lightning_decgan.gossip.link import Link
 from lightning_decgan.gossip.neighborhood import Neighborhood
 from lightning_decgan.gossip.outer import OuterNesterov
@@ -166,7 +167,9 @@ class Exchange:
         self.neighborhood.waits(True)
         try:
             for turn in range(links[0][0].turns):
-                post = partial(Link.post, turn=turn, number=round, snapshot=point, norm=norm)
+                header = Header(round, turn, norm, void=not math.isfinite(norm))
+                header.write(point.message)
+                post = partial(Link.post, header=header, snapshot=point)
                 links = [(link, weight) for link, weight in links if self._survives(link, post, step)]
                 wait = partial(self._wait, deadline=time.monotonic() + self.timeout.total_seconds())
                 links = [(link, weight) for link, weight in links if self._survives(link, wait, step)]

@@ -50,8 +50,6 @@ _log = logging.getLogger(__name__)
 # States of an attempt as they travel. UNKNOWN: the host has not come to it (yet).
 _UNKNOWN, _WAITING, _READY, _COMMITTED, _ABORTED = range(5)
 _POLL_SECONDS, _RETELL_SECONDS = 0.02, 0.25
-# So many times the timeout does a member that answers but does not come hold up the others.
-_PATIENCE = 10
 
 
 @dataclass
@@ -132,12 +130,13 @@ class Gathering:
         desk: where this worker's attempts are kept.
         name: names the gathering, the same on all members; never used before.
         timeout: how long a member may stay away without answering.
+        patience: how long one that answers may hold up the others.
     """
 
-    def __init__(self, membership: Membership, desk: Desk, name: str, timeout: timedelta) -> None:
+    def __init__(self, membership: Membership, desk: Desk, name: str, timeout: timedelta, patience: timedelta) -> None:
         self._membership, self._desk, self._name = membership, desk, name
-        self._seconds = timeout.total_seconds()
-        self._deadline = time.monotonic() + _PATIENCE * self._seconds
+        self._seconds, self._patience_seconds = timeout.total_seconds(), patience.total_seconds()
+        self._deadline = time.monotonic() + self._patience_seconds
         self._missing: list[int] = []
         self._told = time.monotonic()
 
@@ -156,7 +155,7 @@ class Gathering:
         if time.monotonic() > self._deadline:
             named = f"worker {self._missing[0]}" if len(self._missing) == 1 else f"workers {self._missing}"
             raise TimeoutError(
-                f"gathering '{self._name}': {named} did not come within {_PATIENCE * self._seconds:g} s, but"
+                f"gathering '{self._name}': {named} did not come within {self._patience_seconds:g} s, but"
                 " answered: every member must gather at the same points of its run"
             )
         return self._membership.members
@@ -294,7 +293,7 @@ class Gathering:
             thread.join(_POLL_SECONDS)
         if not found:
             return None
-        found[0].set_timeout(timedelta(seconds=_PATIENCE * self._seconds))
+        found[0].set_timeout(timedelta(seconds=self._patience_seconds))
         return dist.PrefixStore(key.hex(), found[0])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +19,8 @@ from lightning_decgan.gossip.exchange import Exchange, GossipReport
 from lightning_decgan.gossip.vector import FlatVector
 
 __all__ = ["GossipTotals", "Gossiper"]
+
+_LOOK_SECONDS = 0.002
 
 
 @dataclass
@@ -125,6 +127,22 @@ class Gossiper:
     def settle(self) -> GossipReport | None:
         """Wait for the exchange in flight, if there is one, and leave its increments due at the next step."""
         return None if self._pending is None else self._pending.result()
+
+    def keep_company(self, until: Callable[[], bool]) -> None:
+        """Go on gossiping, without training, as long as others may wait for this worker's share of an exchange.
+
+        Where steps do not fix how many gossips have begun (late swaps; a graph that was knit anew while somebody was
+        ahead), whoever comes first to a moment that concerns everybody would else be waited for, and wait itself.
+
+        Args:
+            until: whether everybody has come.
+        """
+        free = self.max_delay != 0 or self.exchange.neighborhood.newest[0] > 0
+        while not until():
+            if free and (self._pending is None or self._pending.done()):
+                self.finish()
+                self._start()
+            time.sleep(_LOOK_SECONDS)
 
     def catch_up(self, newest: tuple[int, int]) -> None:
         """Begin gossips until this worker has begun as many as the others.

@@ -49,24 +49,24 @@ class Link:
         self._mine: Header | None = None
         self.swap: Swap | None = None
 
-    def post(self, turn: int, number: int, snapshot: FlatBuffer, norm: float) -> None:
+    def post(self, header: Header, snapshot: FlatBuffer) -> None:
         """Send this turn's message of a round and be ready for the neighbour's.
 
         Args:
-            turn: 0, 1, ... up to `turns`.
-            number: the round.
-            snapshot: what is published; it must stay untouched until the round is over.
-            norm: its Euclidean norm; when that is not finite, nothing is published but the fact.
+            header: of the message. When it says void, nothing is published but that.
+            snapshot: what is published, with the header in its message; it must stay untouched until the round is over.
         """
-        header = Header(number, turn, norm, void=not math.isfinite(norm))
-        if self.codec is None:
+        turn = header.turn
+        if header.void:
+            message = torch.zeros_like(self._received[turn])
+            header.write(message)
+        elif self.codec is None:
+            # All links of a round send this one message; written again, it would change under those on their way.
             message = snapshot.message
         else:
             message = self._sent[turn]
-            self.codec.encode(turn, number, snapshot, self._payloads_sent, self._payloads_received)
-        if header.void:
-            message = torch.zeros_like(message)
-        header.write(message)
+            self.codec.encode(turn, header.number, snapshot, self._payloads_sent, self._payloads_received)
+            header.write(message)
         self._mine = header
         self.swap = self.edge.swap(message, self._received[turn], self._tag)
 

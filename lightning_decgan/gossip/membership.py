@@ -65,13 +65,7 @@ class Membership:
     """
 
     def __init__(
-        self,
-        worker: int,
-        workers: int,
-        door: Door,
-        addresses: Mapping[int, Address],
-        token: bytes,
-        answer_within: timedelta,
+        self, worker: int, workers: int, door: Door, addresses: Mapping[int, Address], token: bytes, seconds: float
     ) -> None:
         self.worker, self.workers = worker, workers
         self.progress = 0
@@ -82,7 +76,7 @@ class Membership:
         self._turns = itertools.count()
         self._server: dist.TCPStore | None = None
         self._door, self._addresses, self._token = door, dict(addresses), token
-        self._answer_seconds = answer_within.total_seconds()
+        self._answer_seconds = seconds
         self._roster = Roster(worker, workers, announce=lambda: door.post(self._call_back))
         self.changed = self._roster.changed
         self._desk = Desk(worker, self.changed)
@@ -146,7 +140,7 @@ class Membership:
         door = Door(host)
         try:
             token, addresses = exchange_addresses(worker, workers, store, f"{host} {door.port}")
-            return cls(worker, workers, door, addresses, token, answer_within)
+            return cls(worker, workers, door, addresses, token, answer_within.total_seconds())
         except BaseException:
             door.close(Message(Kind.GOODBYE, worker, worker), ())
             raise
@@ -161,7 +155,7 @@ class Membership:
         self._watch()
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Call back, from the door's thread and in no time, after each change of `version`."""
+        """Call back, from the door's thread, after each change of `version`; what it does must not wait or `ask`."""
         self._callbacks.append(callback)
 
     def ask(self, neighbor: int) -> Answer | None:
@@ -196,17 +190,19 @@ class Membership:
         """Forget the lost links, because new ones were made; all members must do so equally often."""
         self._roster.forgive_edges()
 
-    def gather(self, name: str, timeout: timedelta) -> tuple[dist.Store, tuple[int, ...]]:
+    def gather(
+        self, name: str, timeout: timedelta, patience: timedelta | None = None
+    ) -> tuple[dist.Store, tuple[int, ...]]:
         """Meet all other members; see `gathering.py` for the protocol, what it guarantees and what nothing can.
 
         Args:
             name: names this gathering; the same on all members, and used once.
-            timeout: who has neither come nor answered after it is given up ("silent"); whoever answers but has not
-                come after ten times as long is an error.
+            timeout: who has neither come nor answered after it is given up ("silent").
+            patience: whoever answers but has not come after it is an error; ten timeouts if it is not given.
 
         Returns:
             A store hosted by the lowest member, and the members: the same tuple on all that return. The store listens
-            at that member's address alone, lives until that member closes, and its own deadline is ten timeouts.
+            at that member's address alone, lives until that member closes, and its own deadline is the patience.
 
         Raises:
             TimeoutError: a member that answers did not come; the message says who.
@@ -219,7 +215,7 @@ class Membership:
             if name in self._names:
                 raise ValueError(f"name must be new for each gathering, found {name!r} again")
             self._names.add(name)
-        return Gathering(self, self._desk, name, timeout).run()
+        return Gathering(self, self._desk, name, timeout, patience or 10 * timeout).run()
 
     def close(self) -> None:
         """Say goodbye, stop the thread and close all sockets; may be called again."""

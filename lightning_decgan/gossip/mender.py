@@ -48,7 +48,7 @@ class Mender:
         self._attempts = 0
         self._changed, self._idle = threading.Event(), threading.Event()
         self._idle.set()
-        self._closing = False
+        self._resting = self._closing = False
         self._thread = threading.Thread(target=self._run, name="gossip mender", daemon=True)
         self._thread.start()
         membership.on_change(self._notice)
@@ -61,6 +61,10 @@ class Mender:
         """
         if not self._idle.wait(timeout.total_seconds()):
             raise TimeoutError(f"the survivors could not link up again within {timeout.total_seconds():g} s")
+
+    def rest(self) -> None:
+        """Knit no more, for gossip is about to end; the lost are still not waited for."""
+        self._resting = True
 
     def close(self) -> None:
         """Stop following."""
@@ -81,14 +85,15 @@ class Mender:
             try:
                 self._mend()
             except Exception:  # whatever it was: gossip goes on with the edges that are left
-                _log.exception("worker %d could not knit the graph of the survivors anew", self._membership.worker)
                 self._neighborhood.mending = False
+                if not self._closing:
+                    _log.exception("worker %d could not knit the survivors' graph anew", self._membership.worker)
             if not self._changed.is_set():
                 self._idle.set()
 
     def _mend(self) -> None:
         self._neighborhood.abandon_the_lost()
-        while not self._closing and self._fallen_apart():
+        while not (self._closing or self._resting) and self._fallen_apart():
             self._neighborhood.mending = True
             self._attempts += 1
             store, members = self._membership.gather(f"graph {self._attempts}", self._connect_timeout)

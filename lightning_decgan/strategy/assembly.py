@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import torch
@@ -77,7 +78,7 @@ class Assembly:
         Raises:
             EdgeError: this worker was given up by the others, or somebody was lost and that is fatal in this run.
         """
-        self.step = step
+        self.step = self.membership.step = step
         self._has_met = False
         worker, given_up = self.membership.worker, self.membership.given_up
         if given_up is not None:
@@ -122,7 +123,10 @@ class Assembly:
         if self._has_met or len(self.members) == 1 == len(self.membership.members):
             return
         self._meetings += 1
-        store, members = self.membership.gather(f"moment {self._meetings}", self._timeout)
+        with ThreadPoolExecutor(1, "roll call") as caller:
+            roll = caller.submit(self.membership.gather, f"moment {self._meetings}", self._timeout, self._world_timeout)
+            gossiper.keep_company(until=roll.done)
+        store, members = roll.result()
         self.check_losses()
         self.mender.wait_until_mended(self._world_timeout)
         self._level(store, members, gossiper)
@@ -131,8 +135,8 @@ class Assembly:
         self._has_met = True
 
     def part(self) -> None:
-        """Training is over: whoever leaves from now on is no loss, and no graph has to be mended."""
-        self.mender.close()
+        """Training is over for this worker: whoever leaves from now on is no loss, and no graph has to be mended."""
+        self.mender.rest()
 
     def close(self) -> None:
         """Leave: the others are told that this is no accident."""

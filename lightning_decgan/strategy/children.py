@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_SECONDS = 0.5
 """Between two looks at the children of a script."""
 
+GRACE_SECONDS = 3.0
+"""That the others are given to end with an error of their own, which says more, before they are ended."""
+
 PATIENCE_SECONDS = 10.0
 """That a worker which the others lost, but whose process is still there, is given to end after them."""
 
@@ -51,6 +54,7 @@ class ChildObserver(threading.Thread):
         self._children = children
         self._survivors_go_on = False
         self._looking = threading.Lock()
+        self._is_over = False
 
     @property
     def survivors_go_on(self) -> bool:
@@ -74,6 +78,8 @@ class ChildObserver(threading.Thread):
             Whether there is still a child to look after.
         """
         with self._looking:
+            if self._is_over:
+                return False
             codes = {local_rank: child.poll() for local_rank, child in enumerate(self._children, start=1)}
             for local_rank, code in codes.items():
                 if code is None or code in _ENDED_WELL or local_rank in self.lost:
@@ -86,11 +92,18 @@ class ChildObserver(threading.Thread):
             return None in codes.values()
 
     def _end_everybody(self, local_rank: int, code: int) -> None:
+        self._is_over = True
         log.error(
-            "The worker with local rank %d %s while no training was going on. All workers of this machine are ended.",
+            "The worker with local rank %d %s, and the others cannot go on without it: all workers of this machine are "
+            "ended.",
             local_rank,
             _describe(code),
         )
+        end = threading.Timer(GRACE_SECONDS, self._kill_everybody)
+        end.daemon = True
+        end.start()
+
+    def _kill_everybody(self) -> None:
         # SIGTERM would not end a process that waits in a collective.
         for child in self._children:
             child.send_signal(signal.SIGKILL)

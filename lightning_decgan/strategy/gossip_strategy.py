@@ -451,11 +451,11 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
     @override
     def on_train_end(self) -> None:
         assert self.lightning_module is not None
-        self._meet()
         if self._assembly is not None:
             self._assembly.part()
-            if self.lost_workers:
-                tell_loss()
+        self._meet()
+        if self.lost_workers:
+            tell_loss()
         if self.evaluate == "consensus":
             self._consensus.put_on(self.lightning_module)
 

@@ -103,6 +103,7 @@ def _stay(folder: str, frozen: int) -> dict[str, Any]:
         if membership.worker != frozen:
             _until((Path(folder) / "frozen").exists)
             answers = [membership.ask(frozen) is not None]
+            (Path(folder) / f"asked-{membership.worker}").touch()
             _until((Path(folder) / "thawed").exists)
             answers.append(membership.ask(frozen) is not None)
         return {"answers": answers, "version": membership.version, "members": _meet(membership, "after")}
@@ -115,9 +116,7 @@ def _gather_without_frozen(folder: str, frozen: int) -> dict[str, Any]:
             assert membership.given_up is not None
             return {"reason": membership.given_up.reason}
         _until((Path(folder) / "frozen").exists)
-        members = _meet(membership, "without the frozen one")
-        (Path(folder) / f"met-{membership.worker}").touch()
-        return {"members": members}
+        return {"members": _meet(membership, "without the frozen one")}
 
 
 def _gather_while_dying(folder: str, survivors: list[int]) -> dict[str, Any]:
@@ -144,6 +143,12 @@ def _started(function: Callable[..., Any], folder: Path, *args: Any) -> Iterator
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGCONT)
         end(processes)
+
+
+def _freeze(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").glob("*/stat"))
+    _until(lambda: all(thread.read_text().rpartition(") ")[2][0] == "T" for thread in threads))
 
 
 def _collect(results: Any, ranks: list[int]) -> dict[int, Any]:
@@ -193,9 +198,10 @@ def test_the_forked_child_of_a_killed_worker_does_not_hide_its_death(tmp_path: P
 @pytest.mark.parametrize("frozen", [0, 3])
 def test_a_worker_frozen_for_a_while_is_not_lost(tmp_path: Path, frozen: int) -> None:
     with _started(_stay, tmp_path, frozen) as (processes, results):
-        os.kill(processes[frozen].pid, signal.SIGSTOP)
+        _freeze(processes[frozen].pid)
         (tmp_path / "frozen").touch()
         time.sleep(1.5)
+        _until(lambda: len(list(tmp_path.glob("asked-*"))) == _WORKERS - 1)
         os.kill(processes[frozen].pid, signal.SIGCONT)
         (tmp_path / "thawed").touch()
         values = _collect(results, list(range(_WORKERS)))
@@ -209,7 +215,7 @@ def test_a_worker_frozen_for_a_while_is_not_lost(tmp_path: Path, frozen: int) ->
 def test_a_worker_that_stays_frozen_is_gathered_without_and_learns_it(tmp_path: Path, frozen: int) -> None:
     others = [rank for rank in range(_WORKERS) if rank != frozen]
     with _started(_gather_without_frozen, tmp_path, frozen) as (processes, results):
-        os.kill(processes[frozen].pid, signal.SIGSTOP)
+        _freeze(processes[frozen].pid)
         (tmp_path / "frozen").touch()
         values = _collect(results, others)
         os.kill(processes[frozen].pid, signal.SIGCONT)

@@ -137,13 +137,20 @@ def test_the_others_go_on_when_a_child_dies_in_training(told, caplog) -> None:
         processes[2].wait()
 
 
-def test_a_child_that_fails_outside_training_ends_everybody(told, sent, caplog) -> None:
+def test_a_child_that_fails_outside_training_ends_everybody(told, sent, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(children, "GRACE_SECONDS", 0.1)
     processes = [_shell("exec sleep 60"), _shell("exit 3")]
     observer = ChildObserver(processes)
     processes[1].wait()
     assert not observer.look()
+    assert processes[0].poll() is None  # it may still say why, and so may this process
+    assert not observer.look()
     assert processes[0].wait(10) == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while not sent and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert sent == [(os.getpid(), signal.SIGKILL)]
+    assert len(caplog.records) == 1
     assert "local rank 2 ended with exit code 3" in caplog.text
     assert observer.lost == {}
     assert not told
@@ -230,7 +237,7 @@ def test_a_script_outlives_a_worker_and_its_exit_code_tells(tmp_path: Path) -> N
 def test_a_script_ends_with_a_worker_that_dies_before_training(tmp_path: Path) -> None:
     ended = _run_script(tmp_path, "start", 2)
     assert ended.returncode == -signal.SIGKILL
-    assert "local rank 1 was ended by SIGKILL while no training was going on" in ended.stderr
+    assert "local rank 1 was ended by SIGKILL, and the others cannot go on without it" in ended.stderr
     assert "finished" not in ended.stdout
 
 

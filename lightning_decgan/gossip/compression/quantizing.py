@@ -17,10 +17,14 @@ __all__ = ["Int8"]
 
 _LARGEST_BLOCK = 16_384
 
+# A float32 to which this is added has no bits left for a fraction: it is rounded. (torch.round and torch.floor share
+# their work out among threads from 2,048 elements on, and wait for them.)
+_ROUNDER = 1.5 * 2**23
+
 # Different numbers to round with.
 _NOISE_LEVELS = 1 << 16
 
-# The largest change of a block is coded as this: with the noise added it stays below 128, the end of an int8.
+# The largest change of a block is coded as this: with noise of up to 1/2 added it still rounds to 127, the last int8.
 _LARGEST_CODE = 126.99
 
 # Scales below this are rounded up to it: an unchanged block needs no division by zero, and 1 / scale stays finite.
@@ -34,19 +38,20 @@ class Int8:
     Whole parameters in eight bits would drown the small steps of training in noise. So the two ends keep a copy
     (a *replica*) of what either has told the other so far, and a message codes what is new, as in CHOCO-SGD:
 
-        codes = int8(floor((s - replica) / scale + u)),    scale = max |s - replica| of the block / 126.99
+        codes = int8(round((s - replica) / scale + u)),    scale = max |s - replica| of the block / 126.99
         replica += scale * codes                            at both ends, with the same bits
         difference = replica_neighbor - replica_own
 
     What a round's rounding loses is part of the next round's change, so nothing is lost for good, and while a worker
-    changes less and less its replicas become as exact as float32. The rounding is stochastic (`u` uniform in [0, 1)),
-    so it is right on average. Both ends of an edge use the same `u` in a round: two equal snapshots get equal codes
-    and the difference is exactly zero, and otherwise the noise of the two codes partly cancels in the difference.
+    changes less and less its replicas become as exact as float32. The rounding is stochastic (`u` is uniform in
+    (-1/2, 1/2)), so it is right on average. Both ends of an edge use the same `u` in a round: two equal snapshots get
+    equal codes and the difference is exactly zero; otherwise part of the noise of the two cancels in the difference.
 
-    Replicas start at zero at both ends: agreed upon without a message, and the first round then codes the parameters
-    themselves (to about 1/250 of the largest in the block), the second that round's error, the third what is left
-    of it. They cost two vectors of memory for every edge that has been used (float64 for float64 parameters, float32
-    for others), taken at the edge's first round. A message takes one byte a number and four for every block.
+    Replicas start at zero at both ends, which needs no message to agree upon, whatever the two workers hold. The first
+    round then codes the parameters themselves, each to within 1/127 of the largest in its block, the second round what
+    that lost, the third what is left of it. They cost two vectors of memory for every edge that has been used (float64
+    for float64 parameters, float32 for others), taken at the edge's first round. With neighbours that change from round
+    to round every edge ever used keeps its two. A message takes one byte a number and four a block.
 
     Args:
         block: numbers that share a scale. Fewer follow the sizes of the changes better and cost more bytes.
@@ -156,7 +161,7 @@ class _Int8Codec:
         scales.mul_(1 / _LARGEST_CODE).clamp_(min=_SMALLEST_SCALE)  # NaN and infinity pass through, to both ends
         inverse = scales.reciprocal().unsqueeze(1)
         torch.addcmul(noise[: change.numel()].view(blocks), change.view(blocks), inverse, out=change.view(blocks))
-        codes.copy_(change[:count].floor_())
+        codes.copy_(change[:count].add_(_ROUNDER).sub_(_ROUNDER))
 
     def _follow(self, replica: Tensor, codes: Tensor, scales: Tensor) -> None:
         step = self._scratch[0, : scales.numel() * self._block]
@@ -168,7 +173,7 @@ class _Int8Codec:
 
 @functools.lru_cache(maxsize=4)
 def noise_bank(seed: int) -> Tensor:
-    """Numbers in (0, 1) to round with: two periods of 65,536 levels in random order.
+    """Numbers in (-1/2, 1/2) to round with: two periods of 65,536 levels in random order.
 
     Drawing a fresh number for each parameter costs more than all the rest of a round. A chunk of parameters is rounded
     with a stretch of the bank that begins at a freshly drawn place instead: over that draw every parameter meets every
@@ -177,8 +182,8 @@ def noise_bank(seed: int) -> Tensor:
 
     Example:
         >>> bank = noise_bank(0)
-        >>> bool(0 < bank.min()), bool(bank.max() < 1), float(bank[:65536].double().mean())
-        (True, True, 0.5)
+        >>> bool(-0.5 < bank.min()), bool(bank.max() < 0.5), float(bank[:65536].double().sum())
+        (True, True, 0.0)
     """
     levels = torch.randperm(_NOISE_LEVELS, generator=seeded("int8 noise", seed))
-    return ((levels + 0.5) / _NOISE_LEVELS).repeat(2)
+    return ((levels + 0.5) / _NOISE_LEVELS - 0.5).repeat(2)

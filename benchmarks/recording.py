@@ -1,0 +1,79 @@
+"""What the benchmarks share: a description of the machine, files of results, and Markdown tables.
+
+Nothing here measures; it only keeps what was measured together with where and how.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["RESULTS", "describe_machine", "markdown_table", "save_results"]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory and versions: what somebody else needs to compare figures with ours.
+
+    Example:
+        >>> sorted(describe_machine())
+        ['cores', 'memory_gib', 'processor', 'python', 'system', 'torch']
+    """
+    processor = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux, or a processor that gives no name: what Python knows has to do
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": processor,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(memory_bytes / 2**30, 1),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def save_results(name: str, settings: dict[str, Any], results: Any, folder: Path = RESULTS) -> Path:
+    """Write `name`.json with the machine, the command line, the settings and the results; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    content = {"machine": describe_machine(), "command": command, "settings": settings, "results": results}
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n")
+    return path
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns: the first to the left, the others to the right.
+
+    Raises:
+        ValueError: a row has another number of cells than the heading.
+
+    Example:
+        >>> print(markdown_table(["form", "ms"], [["ring", "12.5"]]))
+        | form |   ms |
+        | :--- | ---: |
+        | ring | 12.5 |
+    """
+    for row in rows:
+        if len(row) != len(heading):
+            raise ValueError(f"every row must have {len(heading)} cells, found {len(row)}: {list(row)}")
+    widths = [max(4, *(len(row[column]) for row in [heading, *rows])) for column in range(len(heading))]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in [heading, rule, *rows]:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
