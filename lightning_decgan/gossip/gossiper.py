@@ -14,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from lightning_decgan.gossip.edge import EdgeError
 from lightning_decgan.gossip.exchange import Exchange, GossipReport
 from lightning_decgan.gossip.vector import FlatVector
@@ -58,8 +60,9 @@ class Gossiper:
     while that gradient is computed, at `Z_k = X_{k-1} - u_{k-1}`, and is finished after the update. Either way the
     increments are added to the live parameters in place, which moves the anchors by the same amount.
 
-    One exchange at most is in flight. With `max_delay`, one that is not finished when the next is due does not hold the
-    step up: it lands when it is ready, and the next begins then. So what is applied is still the product of the mixing
+    Overlapped, an exchange lands one step after it began, also when gossips are `every` > 1 steps apart. One at most is
+    in flight. With `max_delay`, one that is not finished then does not hold the step up: it lands when it is ready, and
+    the next begins no earlier. So what is applied is still the product of the mixing
     matrices, one after another, only spread over more steps; exchanges that overtake each other would not be stable.
 
     Args:
@@ -90,11 +93,20 @@ class Gossiper:
     max_delay: int | None = 0
     totals: GossipTotals = field(default_factory=GossipTotals)
     last_report: GossipReport | None = None
-    _due_since: int | None = None
+    _due: bool = False
     _pending: Future[GossipReport] | None = None
+    _began: int = 0
     _thread: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(max_workers=1, thread_name_prefix="gossip")
     )
+
+    def __post_init__(self) -> None:
+        # Where cores are busy with training, an addition that torch shares out among threads waits for them: 28 ms
+        # instead of 1 for 11 MB, measured. OpenMP counts threads for each calling thread; what torch hands to threads
+        # that are yet to begin is put back.
+        threads = torch.get_num_threads()
+        self._thread.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(threads)
 
     def step(self) -> GossipReport | None:
         """The batch has stepped: add what is due, send what is new. Returns the gossip that was finished, if any."""
@@ -103,12 +115,12 @@ class Gossiper:
             self._pending.result()  # an error is raised at the first batch after it, not at the next gossip
         if self.exchange.neighborhood.topology.workers == 1:
             return None
-        if self.totals.steps % self.every == 0 and self._due_since is None:
-            self._due_since = self.totals.steps
-        if self._due_since is None or self._may_be_late():
+        self._due = self._due or self.totals.steps % self.every == 0
+        if self._may_be_late():
             return None
         report = self.finish()
-        self._start()
+        if self._due:
+            self._start()
         return report if self.overlap else self.finish()
 
     def finish(self) -> GossipReport | None:
@@ -119,7 +131,7 @@ class Gossiper:
         report = self._pending.result()
         self._pending = None
         self.vector.add_(self.exchange.increments)
-        late = 0 if self._due_since is None else self.totals.steps - self._due_since
+        late = max(0, self.totals.steps - report.step - 1)
         self.last_report = replace(report, wait_seconds=time.monotonic() - started, late_steps=late)
         self.totals.add(self.last_report)
         return self.last_report
@@ -179,7 +191,7 @@ class Gossiper:
             "report": None if report is None else vars(report).copy(),
             "increments": None if report is None else self.exchange.increments.bytes.clone(),
             "exchange": self.exchange.state_dict(),
-            "due_since": self._due_since,
+            "due": self._due,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -196,7 +208,7 @@ class Gossiper:
         with contextlib.suppress(EdgeError):
             self.settle()  # its buffers are in use until it has ended, and its result is no longer wanted
         self.totals = GossipTotals(**state["totals"])
-        self._due_since = state["due_since"]
+        self._due = state["due"]
         self.exchange.load_state_dict(state["exchange"])
         self._pending = None
         if state["increments"] is not None:
@@ -219,10 +231,9 @@ class Gossiper:
         """Whether the exchange in flight is unfinished and this step does not have to wait for it."""
         if self._pending is None or self._pending.done():
             return False
-        assert self._due_since is not None
-        return self.max_delay is None or self.totals.steps - self._due_since < self.max_delay
+        return self.max_delay is None or self.totals.steps - (self._began + 1) < self.max_delay
 
     def _start(self) -> None:
-        self._due_since = None
+        self._due, self._began = False, self.totals.steps
         self.vector.write(self.exchange.snapshot)
         self._pending = self._thread.submit(self.exchange.run, self.totals.steps)

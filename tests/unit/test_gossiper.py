@@ -123,14 +123,14 @@ def _simulate(
 
 
 def _expected(spec: Any, workers: int, steps: int, rounds: int, every: int, overlap: bool) -> np.ndarray:
-    """The same with matrices: x + (W_r ... W_1 - I) s, the snapshot s being added at once or a gossip later."""
+    """The same with matrices: x + (W_r ... W_1 - I) s, the increments of a snapshot s landing at once or a step later."""
     topology = build_topology(spec, workers, seed=2, rounds=rounds)
     x, due, gossips, trajectory = _start(workers), np.zeros((workers, SIZE)), 0, []
     for step in range(1, steps + 1):
         x = x - np.stack([_pull(x[worker], worker) for worker in range(workers)])
+        if overlap:
+            x, due = x + due, np.zeros((workers, SIZE))
         if step % every == 0:
-            if overlap:
-                x = x + due
             mixed = x
             for round in range(gossips * rounds, (gossips + 1) * rounds):
                 mixed = topology.mixing_matrix(round) @ mixed
