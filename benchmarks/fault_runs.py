@@ -12,6 +12,7 @@ import queue
 import random
 import signal
 import socket
+import subprocess
 import threading
 import time
 import traceback
@@ -30,6 +31,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_decgan import DecentralizedGossipStrategy, FaultInjector
+from lightning_decgan.callbacks import BadParameters
 from lightning_decgan.gossip import (
     EventLog,
     Exchange,
@@ -137,11 +139,17 @@ class Steps(LightningModule):
 
 
 class Record(Callback):
-    """When every batch ended, and what the neighbourhood looked like then."""
+    """When every batch ended, and, in a file that outlives the process, when a fault began."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults: tuple, folder: str) -> None:
         self.ends: list[float] = []
-        self.faults: list[tuple[int, float]] = []
+        self.faults, self.folder = faults, folder
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        for fault in self.faults:
+            if fault.worker == trainer.strategy.worker and fault.step == len(self.ends) + 1:
+                moment = time.monotonic() + getattr(fault, "delay_seconds", 0.0)
+                Path(self.folder, f"fault-{fault.worker}").write_text(repr(moment))
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.ends.append(time.monotonic())
@@ -149,7 +157,7 @@ class Record(Callback):
 
 def train(faults: tuple, settings: dict[str, Any], folder: str, batches: int, step_seconds: float) -> dict[str, Any]:
     """Two epochs with a validation and a checkpoint after each; what a survivor saw."""
-    record = Record()
+    record = Record(faults, folder)
     strategy = DecentralizedGossipStrategy(topology=ring_with_chords(), **settings)
     trainer = Trainer(
         strategy=strategy,
@@ -160,7 +168,7 @@ def train(faults: tuple, settings: dict[str, Any], folder: str, batches: int, st
         log_every_n_steps=5,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[FaultInjector(*faults), ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1), record],
+        callbacks=[record, FaultInjector(*faults), ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)],
         logger=CSVLogger(folder, name="log", version="", flush_logs_every_n_steps=5),
     )
     trainer.fit(Steps(step_seconds, batches))
@@ -175,6 +183,26 @@ def train(faults: tuple, settings: dict[str, Any], folder: str, batches: int, st
         "validation_loss": float(trainer.callback_metrics["validation_loss"]),
         "checkpoints": sorted(path.name for path in Path(folder).glob("*.ckpt")),
     }
+
+
+def own_parameters_go_bad() -> dict[str, Any]:
+    """Worker 3's parameters turn into NaN: it publishes nothing from then on, and the others give it up."""
+    strategy = DecentralizedGossipStrategy(topology=ring_with_chords())
+    trainer = Trainer(
+        strategy=strategy,
+        accelerator="cpu",
+        devices=WORKERS,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[FaultInjector(BadParameters(3, step=10))],
+    )
+    model = Steps(seconds=0.02, batches=60)
+    trainer.fit(model)
+    finite = all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    return {"lost": strategy.lost_workers, "finite": finite}
 
 
 # ---- gossip without training ----
@@ -250,14 +278,14 @@ def mean_after(case: str, seed: int) -> dict[str, Any]:
             time.sleep(1.0)
         if case == "late" and step % 17 == node.worker:
             time.sleep(0.05)
-        node.gossiper.exchange.tamper = bad if bad is not None and step % 4 == 0 and step > 20 else None
+        node.gossiper.tamper = bad if bad is not None and step % 4 == 0 and step > 20 else None
         # As training would, so that the second half of the gossip has something to do.
         node.x.add_(torch.randn(len(node.x), dtype=node.x.dtype), alpha=0.1)
         node.step()
     members = node.level()
     first = node.x.clone()
     for step in range(100):
-        node.gossiper.exchange.tamper = bad if bad is not None and step % 4 == 0 else None
+        node.gossiper.tamper = bad if bad is not None and step % 4 == 0 else None
         node.step()
     node.level()
     node.close()
@@ -274,7 +302,7 @@ def _tampering(kind: str) -> Callable[[FlatBuffer], None]:
 
 
 def rubbish(payloads: int, seed: int) -> dict[str, Any]:
-    """Every worker of a ring of four publishes rubbish now and then; what was rejected, and whether all stayed sound."""
+    """Every worker of a ring of four publishes rubbish now and then; what was rejected, and are all sound?"""
     node = Node(nx.cycle_graph(4), max_delay=0)
     draw = random.Random(1000 * seed + node.worker)
     sent, largest = 0, float(node.x.abs().max())
@@ -282,7 +310,7 @@ def rubbish(payloads: int, seed: int) -> dict[str, Any]:
     for step in range(10**9):
         # Never two in a row by the same worker, so that no edge sees three in a row of both its ends.
         spoil = step > 20 and step % 4 == node.worker and draw.random() < 0.9
-        node.gossiper.exchange.tamper = tampers[draw.choice(list(tampers))] if spoil else None
+        node.gossiper.tamper = tampers[draw.choice(list(tampers))] if spoil else None
         sent += 2 * spoil
         node.x.add_(torch.randn(len(node.x), dtype=node.x.dtype), alpha=1e-3)
         node.step(pause=0.0)
@@ -309,7 +337,7 @@ def soak(rounds: int, every: int, seed: int) -> dict[str, Any]:
     draw = random.Random(seed)  # the same at all workers
     held = []
     for step in range(rounds):
-        node.gossiper.exchange.tamper = None
+        node.gossiper.tamper = None
         if step % every == every - 1:
             victim, kind = draw.randrange(WORKERS), draw.choice(["delay", "freeze", "nan", "outlier"])
             if victim == node.worker and kind == "delay":
@@ -317,7 +345,7 @@ def soak(rounds: int, every: int, seed: int) -> dict[str, Any]:
             elif victim == node.worker and kind == "freeze":
                 freeze(0.05)
             elif victim == node.worker:
-                node.gossiper.exchange.tamper = _tampering(kind)
+                node.gossiper.tamper = _tampering(kind)
         node.step(pause=0.0)
         while node.gossiper._pending is not None and not node.gossiper._pending.done():
             time.sleep(0.0005)  # so that every step is a round
@@ -325,16 +353,18 @@ def soak(rounds: int, every: int, seed: int) -> dict[str, Any]:
             gc.collect()
             held.append(holdings())
     node.level()
-    answer = {"held": held, "rounds": node.gossiper.totals.rounds, "edges": len(node.gossiper.exchange.neighborhood.edges),
-              "rejected": node.gossiper.totals.rejected}  # fmt: skip
+    answer = {
+        "held": held,
+        "rounds": node.gossiper.totals.rounds,
+        "edges": len(node.gossiper.exchange.neighborhood.edges),
+        "rejected": node.gossiper.totals.rejected,
+    }
     node.close()
     return answer
 
 
 def freeze(seconds: float) -> None:
     """This process stands still, all of its threads."""
-    import subprocess
-
     helper = subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
     os.kill(os.getpid(), signal.SIGSTOP)
     helper.wait()

@@ -32,13 +32,13 @@ class RunSummary(Callback):
     """Writes `summary.json`.
 
     Fields: `status` ("running", "finished", "failed"), `error` (null or one line), `workers`, `strategy`, `topology`,
-    `spectral_gap`, `rounds`, `overlap`, `max_delay`, `compression`, `steps` (batches a worker trained on), `images_seen` (all workers together),
-    `seconds` (training and validating), `validation_seconds`, `images_per_second` (all workers, without validation),
-    `bytes_sent_per_worker` (one number a worker, since the first start), `wait_seconds_per_worker`,
-    `late_steps_per_worker`, `rejected_per_worker` (payloads not added), `lost_workers`, `events` (who noticed what at
-    which step: losses, rejected payloads, graphs knit anew; see `gossip.GossipEvent`),
-    `consensus_distance`, `relative_consensus_distance`, `features` (the feature network's name), `scores_before`,
-    `scores`, `last_sample_grid`, `versions`. Steps, images and seconds go on counting across a resume.
+    `spectral_gap`, `rounds`, `overlap`, `max_delay`, `compression`, `steps` (batches a worker trained on),
+    `images_seen` (all workers together), `seconds` (training and validating), `validation_seconds`,
+    `images_per_second` (all workers, without validation), `bytes_sent_per_worker` (one number a worker, since the first
+    start), `wait_seconds_per_worker`, `late_steps_per_worker`, `rejected_per_worker` (payloads not added),
+    `lost_workers`, `events` (who noticed what at which step: losses, rejected payloads, graphs knit anew; see
+    `gossip.GossipEvent`), `consensus_distance`, `relative_consensus_distance`, `features` (the feature network's name),
+    `scores_before`, `scores`, `last_sample_grid`, `versions`. Steps, images and seconds go on counting across a resume.
 
     Args:
         path: the file to write.

@@ -96,16 +96,18 @@ class Exchange:
         self.tag, self.size_bytes = vector.tag, vector.size_bytes
         self.snapshot = vector.new_buffer()
         self.increments = vector.new_buffer()
-        self.tamper: Callable[[FlatBuffer], None] | None = None
-        """What a fault injector does to a snapshot before it is published."""
         self._vector, self._compression, self._seed = vector, compression, seed
         self._point = vector.new_buffer() if rounds > 1 else None
         self._outer = None if outer is None else outer.begin(vector)
         self._links: dict[int, Link] = {}
         self._generation = neighborhood.generation
 
-    def run(self, step: int) -> GossipReport:
+    def run(self, step: int, tamper: Callable[[FlatBuffer], None] | None = None) -> GossipReport:
         """Swap and mix what is in `snapshot`. Runs on a thread of its own.
+
+        Args:
+            step: the batch of the snapshot.
+            tamper: what a fault injector does to the snapshot before it is published.
 
         Raises:
             EdgeError: a neighbour was lost, and a loss is fatal in this run.
@@ -120,7 +122,7 @@ class Exchange:
                 assert self._point is not None
                 point = self._point.copy_(self.snapshot).add_(self.increments)
             round = number * self.rounds + done
-            links = self._swap(round, point, step)
+            links = self._swap(round, point, step, tamper)
             distances = [self._mix(link, weight, round, point, step) for link, weight in links]
             if not done and distances:
                 finite = [one for one in distances if one is not None]
@@ -158,12 +160,20 @@ class Exchange:
             link = self._links[neighbor] = Link(edge, self._vector, codec)
         return link
 
-    def _swap(self, round: int, point: FlatBuffer, step: int) -> list[tuple[Link, float]]:
+    def _swap(
+        self, round: int, point: FlatBuffer, step: int, tamper: Callable[[FlatBuffer], None] | None
+    ) -> list[tuple[Link, float]]:
         """Swap with every neighbour of the round, all at once; returns the links over which it succeeded."""
         links = [(self._link(neighbor), weight) for neighbor, weight in self.neighborhood.weights(round).items()]
         if not links:
             return []
-        norm = self._published_norm(point, step)
+        norm = point.norm()
+        if not math.isfinite(norm):
+            self.neighborhood.events.add(
+                "not_published", step, None, "this worker's own parameters hold values that are not finite"
+            )
+        elif tamper is not None:
+            tamper(point)
         self.neighborhood.waits(True)
         try:
             for turn in range(links[0][0].turns):
@@ -176,17 +186,6 @@ class Exchange:
         finally:
             self.neighborhood.waits(False)
         return links
-
-    def _published_norm(self, point: FlatBuffer, step: int) -> float:
-        """The norm of what is about to be published; if it is not finite, nothing will be."""
-        norm = point.norm()
-        if not math.isfinite(norm):
-            self.neighborhood.events.add(
-                "not_published", step, None, "this worker's own parameters hold values that are not finite"
-            )
-        elif self.tamper is not None:
-            self.tamper(point)
-        return norm
 
     def _survives(self, link: Link, action: Callable[[Link], None], step: int) -> bool:
         """Do something with a link; if that fails, lose the link, and only that."""

@@ -18,7 +18,7 @@ import torch
 
 from lightning_decgan.gossip.edge import EdgeError
 from lightning_decgan.gossip.exchange import Exchange, GossipReport
-from lightning_decgan.gossip.vector import FlatVector
+from lightning_decgan.gossip.vector import FlatBuffer, FlatVector
 
 __all__ = ["GossipTotals", "Gossiper"]
 
@@ -71,6 +71,7 @@ class Gossiper:
         overlap: whether the exchange runs behind the next batch.
         every: batches between gossips.
         max_delay: steps that an exchange may be late before a step waits for it; `None`: no step ever waits.
+        tamper: what a fault injector does to the next snapshot before it is published.
 
     Raises:
         EdgeError: from `step`, when a neighbour is lost and the neighbourhood takes that for fatal.
@@ -91,6 +92,7 @@ class Gossiper:
     overlap: bool = True
     every: int = 1
     max_delay: int | None = 0
+    tamper: Callable[[FlatBuffer], None] | None = None
     totals: GossipTotals = field(default_factory=GossipTotals)
     last_report: GossipReport | None = None
     _due: bool = False
@@ -236,4 +238,4 @@ class Gossiper:
     def _start(self) -> None:
         self._due, self._began = False, self.totals.steps
         self.vector.write(self.exchange.snapshot)
-        self._pending = self._thread.submit(self.exchange.run, self.totals.steps)
+        self._pending = self._thread.submit(self.exchange.run, self.totals.steps, self.tamper)

@@ -28,6 +28,9 @@ __all__ = ["OuterNesterov", "OuterState"]
 class OuterNesterov:
     """Nesterov momentum on the change between two gossips; `lr=1, momentum=0` is plain local steps with gossip.
 
+    The defaults suit short intervals (`gossip_every=8`, say). With hundreds of local steps DiLoCo's authors use momentum
+    0.9; at 8 steps that diverged here under SGD with momentum (`benchmarks/results/quality_classifier.md`).
+
     Args:
         lr: outer learning rate, in (0, 2].
         momentum: in [0, 1).
@@ -36,12 +39,12 @@ class OuterNesterov:
         TypeError, ValueError: a value that is no number, or out of its range.
 
     Example:
-        >>> OuterNesterov(lr=0.7, momentum=0.9)
-        OuterNesterov(lr=0.7, momentum=0.9)
+        >>> OuterNesterov(lr=0.7)
+        OuterNesterov(lr=0.7, momentum=0.5)
     """
 
     lr: float = 0.7
-    momentum: float = 0.9
+    momentum: float = 0.5
 
     def __post_init__(self) -> None:
         for name, found in (("lr", self.lr), ("momentum", self.momentum)):

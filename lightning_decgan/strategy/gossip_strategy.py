@@ -424,7 +424,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         if gossiper is None:
             return
         self._follow_optimizers(gossiper)
-        gossiper.exchange.tamper = self.tamper
+        gossiper.tamper = self.tamper
         gossiper.step()
         if self._assembly is not None:
             self._assembly.batch_has_stepped(gossiper.totals.steps)
