@@ -16,18 +16,16 @@ import platform
 import socket
 import statistics
 import sys
-import time
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+from workload import LOADS, Images, StepTimes, make_module
 
-from lightning_decgan import DecentralizedGANModule, DecentralizedGossipStrategy
-from lightning_decgan.gan.networks import DCGANDiscriminator, DCGANGenerator
+from lightning_decgan import DecentralizedGossipStrategy
 
 WARMUP_STEPS = 5
 FORMS: dict[str, dict[str, Any]] = {
@@ -38,48 +36,6 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-class Idle(LightningModule):
-    """A two-player model of the same size whose step is a sleep and a cheap gradient."""
-
-    def __init__(self, players: nn.Module, seconds: float) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.players, self.seconds = players, seconds
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        time.sleep(self.seconds)
-        for parameter in self.parameters():
-            parameter.grad = parameter.detach()
-        for optimizer in self.optimizers():
-            optimizer.step()
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [torch.optim.SGD(player.parameters(), lr=1e-6) for player in self.players.children()]
-
-
-class StepTimes(Callback):
-    """Seconds from one batch's end to the next."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._last: float | None = None
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        now = time.perf_counter()
-        if self._last is not None:
-            self.seconds.append(now - self._last)
-        self._last = now
-
-
-def make_module(load: str, width: int) -> LightningModule:
-    """A DCGAN for 32 x 32 colour images; width 42 makes 11 MB of parameters for the two players together."""
-    generator = DCGANGenerator(latent_dim=64, channels=3, image_size=32, width=width)
-    discriminator = DCGANDiscriminator(channels=3, image_size=32, width=width)
-    if load == "accelerator":
-        return Idle(nn.ModuleList([generator, discriminator]), seconds=0.1)
-    return DecentralizedGANModule(generator, discriminator, ema_decay=None)
-
-
 def run_worker(rank: int, arguments: argparse.Namespace, port: int, results: Any) -> None:
     """One worker's part of every form, in turns."""
     os.environ.update(
@@ -88,7 +44,7 @@ def run_worker(rank: int, arguments: argparse.Namespace, port: int, results: Any
         TORCHELASTIC_RUN_ID="overhead",
     )  # fmt: skip
     torch.set_num_threads(1)
-    images = torch.rand(arguments.workers * arguments.steps * arguments.batch, 3, 32, 32) * 2 - 1
+    images = Images(arguments.workers * arguments.steps * arguments.batch)
     for load in arguments.loads:
         for block in range(arguments.blocks):
             for form, settings in FORMS.items():
@@ -100,7 +56,7 @@ def run_worker(rank: int, arguments: argparse.Namespace, port: int, results: Any
                     logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                     callbacks=[times],
                 )  # fmt: skip
-                trainer.fit(module, DataLoader(TensorDataset(images), batch_size=arguments.batch))
+                trainer.fit(module, DataLoader(images, batch_size=arguments.batch))
                 size = sum(p.numel() * p.element_size() for p in module.parameters())
                 waited = strategy.totals.wait_seconds / max(strategy.totals.steps, 1)
                 results.put((load, form, rank, times.seconds[WARMUP_STEPS:], waited, size))
@@ -133,7 +89,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=3, help="turns that every form takes")
     parser.add_argument("--batch", type=int, default=8, help="images a worker and step")
     parser.add_argument("--width", type=int, default=42, help="of the DCGAN")
-    parser.add_argument("--loads", nargs="+", default=["cpu", "accelerator"], choices=["cpu", "accelerator"])
+    parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=LOADS)
     arguments = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -142,7 +98,8 @@ def main() -> None:
     context = mp.start_processes(
         run_worker, (arguments, port, results), nprocs=arguments.workers, join=False, start_method="spawn"
     )
-    expected, rows = arguments.workers * len(FORMS) * arguments.blocks * len(arguments.loads), []
+    expected = arguments.workers * len(FORMS) * arguments.blocks * len(arguments.loads)
+    rows: list[tuple[str, str, int, list[float], float, int]] = []
     while len(rows) < expected:
         rows.append(results.get(timeout=600))
     while not context.join():

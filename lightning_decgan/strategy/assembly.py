@@ -8,6 +8,7 @@ writes checkpoints from then on. The numbers by which workers know each other in
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -152,6 +153,12 @@ class Assembly:
         for member in members:
             generation, number = store.get(f"gossips/{member}").split()
             newest = max(newest, (int(generation), int(number)))
+        store.set(f"read/{here.worker}", "")
+        if here.worker == members[0]:
+            # The store ends with its host, who may have nothing left to do and must not leave while others read.
+            waiting = set(members)
+            while waiting := {m for m in waiting & set(self.membership.members) if not store.check([f"read/{m}"])}:
+                time.sleep(0.002)
         gossiper.catch_up(newest)
 
     def _regroup(self, store: dist.Store, members: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,15 @@ ALL = [
 ]
 WITH_MEMORY = [Int8(), PowerGossip(), PowerGossip(rank=2, iterations=2)]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small operations wait long for threads of which other tests keep the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _vector(dtype: torch.dtype = torch.float32, *shapes: tuple[int, ...]) -> FlatVector:
@@ -128,7 +137,7 @@ class Ring:
     """Four workers on a ring with weights 1/3, in float64."""
 
     def __init__(self, compression: Compression, seed: int = 0) -> None:
-        self.vector = _vector(torch.float64, (20, 30), (15, 40), (50,))
+        self.vector = _vector(torch.float64, (10, 12), (6, 20), (50,))
         self.edges = [(0, 1), (1, 2), (2, 3), (0, 3)]
         self.links = [Link(compression, self.vector, edge, seed) for edge in self.edges]
         self.workers = [_random(self.vector, seed) for seed in range(4)]
@@ -154,9 +163,9 @@ class Ring:
         (BFloat16(), 30, 1e-2),
         (Int8(), 30, 1e-12),
         (Int8(block=32), 30, 1e-12),
-        (PowerGossip(), 900, 1e-9),
-        (PowerGossip(rank=4), 300, 1e-9),
-        (PowerGossip(rank=2, iterations=2), 300, 1e-9),
+        (PowerGossip(), 450, 1e-9),
+        (PowerGossip(rank=4), 150, 1e-9),
+        (PowerGossip(rank=2, iterations=2), 150, 1e-9),
         (RandomSubset(fraction=0.1), 600, 1e-9),
         (RandomSubset(fraction=0.5), 100, 1e-9),
     ],
@@ -385,7 +394,7 @@ def test_int8_closes_in_on_what_stands_still_by_a_factor_of_127_a_round(dtype: t
 
 def test_int8_rounds_without_bias_and_never_by_more_than_one_code() -> None:
     vector = _vector(torch.float64, (512,))
-    low, high, rounds = vector.new_buffer(), _random(vector, 0), 4_000
+    low, high, rounds = vector.new_buffer(), _random(vector, 0), 1_000
     total = torch.zeros(512, dtype=torch.float64)
     blocks = high.sections[0].view(2, 256)
     scale = (blocks.abs().amax(1, keepdim=True) / 126.99).expand(2, 256).reshape(512)
@@ -512,12 +521,15 @@ def test_power_gossip_starts_at_once_after_a_time_without_any_difference() -> No
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
-@pytest.mark.parametrize("kind", ["random", "one direction", "one row not zero", "tiny", "large"])
+@pytest.mark.parametrize(
+    "kind", ["random", "one direction", "nearly one direction", "one row not zero", "tiny", "large"]
+)
 def test_bases_are_orthonormal_whatever_they_are_made_of(kind: str, rank: int) -> None:
     rows = torch.randn(rank, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows = {
         "random": rows,
         "one direction": rows[:1].repeat(rank, 1),
+        "nearly one direction": rows[:1] + 1e-9 * rows,
         "one row not zero": torch.cat([torch.zeros(rank - 1, 9, dtype=torch.float64), rows[:1]]),
         "tiny": rows * 1e-40,
         "large": rows * 1e38,
@@ -537,10 +549,10 @@ def test_power_gossip_messages_of_even_and_odd_rounds_are_nearly_equally_long() 
 # Random subset.
 
 
-@pytest.mark.parametrize(("count", "fraction"), [(10, 0.3), (7, 0.05), (100, 0.123), (70_001, 0.1), (400_000, 0.02)])
+@pytest.mark.parametrize(("count", "fraction"), [(10, 0.3), (7, 0.05), (100, 0.123), (70_001, 0.3), (400_000, 0.05)])
 def test_every_coordinate_has_the_same_chance_and_it_is_the_fraction(count: int, fraction: float) -> None:
     vector = _vector(torch.float32, (count,))
-    low, high, rounds = vector.new_buffer(), vector.new_buffer(), 3_000 if count < 1000 else 600
+    low, high, rounds = vector.new_buffer(), vector.new_buffer(), 2_000 if count < 1000 else 200
     high.sections[0].fill_(1.0)
     link, hits = Link(RandomSubset(fraction), vector), torch.zeros(count, dtype=torch.float64)
     for number in range(rounds):
