@@ -203,7 +203,9 @@ def draw_simulated(rows: Sequence[dict[str, Any]], path: Path) -> Path:
         axis.set(title=f"{workers} workers", xlabel="round", yscale="log", ylim=(NOTHING, 3.0))
         axis.grid(color="0.92")
     axes[0][0].set_ylabel("distance to consensus, of that at the start")
-    axes[0][-1].legend(fontsize=7, loc="lower right")
+    axes[0][-1].legend(
+        *axes[0][0].get_legend_handles_labels(), fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
     return _save(figure, path)
 
 

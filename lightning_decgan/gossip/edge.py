@@ -17,6 +17,7 @@ from datetime import timedelta
 from queue import SimpleQueue
 from typing import Protocol, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -193,7 +194,8 @@ def connect_edges(
     neighbors: Iterable[int],
     timeout: timedelta,
     store: dist.Store | None = None,
-) -> dict[int, GlooEdge]:
+    nccl_device: torch.device | None = None,
+) -> dict[int, Edge]:
     """Bring up one private group per neighbour; everyone who is a neighbour of someone must call this.
 
     Args:
@@ -202,6 +204,7 @@ def connect_edges(
         neighbors: the numbers to link to; neighbourhood must be mutual.
         timeout: deadline for connecting one edge.
         store: where the ends meet; the default process group's store, under a new prefix with every call.
+        nccl_device: the GPU whose messages travel by NCCL; `None` is gloo.
 
     Returns:
         The edges by neighbour.
@@ -217,14 +220,20 @@ def connect_edges(
     options._devices = [_device()]  # one listener and one I/O thread for all edges of this worker
     options._timeout = timeout
     options._threads = 1
-    edges: dict[int, GlooEdge] = {}
+    edges: dict[int, Edge] = {}
     # Edges with the same (i + j) mod N share no worker, so every worker can go through its edges in this one order:
     # all pairs of a colour connect at the same time, and nobody waits in a circle.
     for neighbor in sorted(neighbors, key=lambda j: ((worker + j) % workers, min(worker, j))):
         low, high = min(worker, neighbor), max(worker, neighbor)
         started = time.monotonic()
+        pair, rank = dist.PrefixStore(f"{low}-{high}", store), int(worker == high)
         try:
-            group = dist.ProcessGroupGloo(dist.PrefixStore(f"{low}-{high}", store), int(worker == high), 2, options)
+            if nccl_device is not None:
+                from lightning_decgan.gossip.nccl_edge import NcclEdge, nccl_group
+
+                edges[neighbor] = NcclEdge(worker, neighbor, nccl_group(pair, rank), nccl_device)
+                continue
+            group = dist.ProcessGroupGloo(pair, rank, 2, options)
         except (RuntimeError, dist.DistError) as error:
             raise EdgeError(
                 f"worker {worker} could not reach neighbour {neighbor} within {time.monotonic() - started:.1f} s (edge"

@@ -112,6 +112,10 @@ class Exchange:
         Raises:
             EdgeError: a neighbour was lost, and a loss is fatal in this run.
         """
+        with self._vector.stream():
+            return self._run(step, tamper)
+
+    def _run(self, step: int, tamper: Callable[[FlatBuffer], None] | None) -> GossipReport:
         started = time.monotonic()
         self._vector.wait_until_written()
         number = self._begin()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["HEADER_BYTES", "Header"]
@@ -43,20 +44,17 @@ class Header:
     void: bool
 
     def write(self, message: Tensor) -> None:
-        """Put the header at the end of a `uint8` message in host memory."""
-        flags = _VOID if self.void else 0
-        _FORMAT.pack_into(_tail(message), 0, _MAGIC, flags, self.turn, self.number, self.norm)
+        """Put the header at the end of a `uint8` message."""
+        packed = _FORMAT.pack(_MAGIC, _VOID if self.void else 0, self.turn, self.number, self.norm)
+        message[-HEADER_BYTES:].copy_(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
 
     @classmethod
     def read(cls, message: Tensor) -> Header | None:
         """The header of a received message, or `None` if it has none that this version understands."""
-        magic, flags, turn, number, norm = _FORMAT.unpack_from(_tail(message), 0)
+        packed = message[-HEADER_BYTES:].cpu().numpy().tobytes()
+        magic, flags, turn, number, norm = _FORMAT.unpack(packed)
         return cls(number, turn, norm, bool(flags & _VOID)) if magic == _MAGIC else None
 
     def fits(self, other: Header) -> bool:
         """Whether the other end's message belongs to the same turn of the same round."""
         return (self.number, self.turn) == (other.number, other.turn)
-
-
-def _tail(message: Tensor) -> memoryview:
-    return memoryview(message.numpy()[-HEADER_BYTES:])  # type: ignore[arg-type]  # arrays are buffers since Python 3.12's stubs

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from lightning_decgan.gossip.edge import Edge, EdgeError, connect_edges
@@ -32,6 +33,7 @@ class Mender:
         rule: the topology that the run began with; its rule makes the graph of the survivors.
         step: tells which batch this worker is at, for the log.
         connect_timeout: deadline for connecting one edge.
+        nccl_device: see `connect_edges`.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Mender:
         rule: Topology,
         step: Callable[[], int],
         connect_timeout: timedelta = timedelta(seconds=10),
+        nccl_device: torch.device | None = None,
     ) -> None:
         self._neighborhood, self._membership, self._rule = neighborhood, membership, rule
-        self._step, self._connect_timeout = step, connect_timeout
+        self._step, self._connect_timeout, self._nccl_device = step, connect_timeout, nccl_device
         self._topology = neighborhood.topology  # of the newest generation, adopted or not
         self._attempts = 0
         self._changed, self._idle = threading.Event(), threading.Event()
@@ -116,7 +119,9 @@ class Mender:
         worker = self._membership.worker
         store = dist.PrefixStore("gossip", store)
         try:
-            return connect_edges(worker, topology.workers, topology.links(worker), self._connect_timeout, store)
+            return connect_edges(
+                worker, topology.workers, topology.links(worker), self._connect_timeout, store, self._nccl_device
+            )
         except EdgeError as error:
             _log.warning("%s; trying again", error)
             return None

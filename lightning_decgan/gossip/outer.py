@@ -28,8 +28,8 @@ __all__ = ["OuterNesterov", "OuterState"]
 class OuterNesterov:
     """Nesterov momentum on the change between two gossips; `lr=1, momentum=0` is plain local steps with gossip.
 
-    The defaults suit short intervals (`gossip_every=8`, say). With hundreds of local steps DiLoCo's authors use momentum
-    0.9; at 8 steps that diverged here under SGD with momentum (`benchmarks/results/quality_classifier.md`).
+    The defaults suit short intervals (`gossip_every=8`, say). With hundreds of local steps DiLoCo's authors use
+    momentum 0.9; at 8 steps that diverged here under SGD with momentum (`benchmarks/quality_of_gossip.py`).
 
     Args:
         lr: outer learning rate, in (0, 2].

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +107,8 @@ class FlatVector:
 
     Args:
         named_tensors: names and floating-point or complex tensors, in an order that is the same on every worker.
+        on_device: keep the buffers where the tensors are, for edges that send from there (NCCL); else they are in host
+            memory.
         lookahead: what to add to a tensor to reach the point that is gossiped (the anchor), or `None` where the tensor
             is that point. Optimistic optimizers take gradients at `Z = X - u`; for their parameters this returns `u`.
 
@@ -128,6 +132,7 @@ class FlatVector:
         self,
         named_tensors: Iterable[tuple[str, Tensor]],
         lookahead: Callable[[Tensor], Tensor | None] | None = None,
+        on_device: bool = False,
     ) -> None:
         named = list(named_tensors)
         self.names: tuple[str, ...] = tuple(name for name, _ in named)
@@ -146,7 +151,9 @@ class FlatVector:
         self.layout = tuple(describe_tensors(named, "tensor"))
         self._slots, self._sections, self.size_bytes = _plan(self.tensors)
         self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
-        self._device_copies = None if self.device.type == "cpu" else _DeviceCopies(self)
+        elsewhere = self.device.type != "cpu"
+        self._device_copies = _DeviceCopies(self) if elsewhere and not on_device else None
+        self._side_stream = _SideStream(self.device) if elsewhere and on_device else None
 
     @property
     def tag(self) -> int:
@@ -164,8 +171,12 @@ class FlatVector:
         self.tensors = tuple(tensors)
 
     def new_buffer(self) -> FlatBuffer:
-        """A buffer of zeros in host memory (pinned when the tensors live on a GPU)."""
-        return self._allocate(torch.device("cpu"))
+        """A buffer of zeros: in host memory (pinned when the tensors live on a GPU), or on their device."""
+        return self._allocate(torch.device("cpu") if self._side_stream is None else self.device)
+
+    def stream(self) -> AbstractContextManager[Any]:
+        """Within it, what is computed on buffers does not queue up behind training; for the gossip thread."""
+        return nullcontext() if self._side_stream is None else self._side_stream.stream
 
     @torch.no_grad()
     def write(self, buffer: FlatBuffer) -> FlatBuffer:
@@ -183,17 +194,23 @@ class FlatVector:
                 torch._foreach_add_([view for view, _ in moved], [update for _, update in moved])
         if self._device_copies is not None:
             self._device_copies.send(buffer)
+        if self._side_stream is not None:
+            self._side_stream.mark()
         return buffer
 
     def wait_until_written(self) -> None:
-        """Wait for the last `write` to be in host memory; at once when the tensors are there themselves."""
+        """Wait until the last `write` is done; at once when the tensors are in host memory."""
         if self._device_copies is not None:
             self._device_copies.wait_until_sent()
+        if self._side_stream is not None:
+            self._side_stream.wait_for_mark()
 
     def prefetch(self, buffer: FlatBuffer) -> None:
-        """Begin to bring a buffer to the tensors' device, for the `add_` that follows; any thread may call this."""
+        """Begin to bring a buffer to the tensors' device, for the `add_` that follows; the gossip thread calls this."""
         if self._device_copies is not None:
             self._device_copies.fetch(buffer)
+        if self._side_stream is not None:
+            self._side_stream.stream.synchronize()
 
     @torch.no_grad()
     def add_(self, buffer: FlatBuffer) -> None:
@@ -216,6 +233,21 @@ class FlatVector:
             for (section, start), tensor in zip(self._slots, self.tensors, strict=True)
         )
         return FlatBuffer(memory, memory[: self.size_bytes], sections, views)
+
+
+class _SideStream:
+    """A stream for gossip on buffers that stay on the device, and the moment at which training has written one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.stream = torch.Stream(device=device)
+        self._written = torch.Event(device=device)
+
+    def mark(self) -> None:
+        self._written.record(torch.accelerator.current_stream(self._device))
+
+    def wait_for_mark(self) -> None:
+        self._written.synchronize()
 
 
 class _DeviceCopies:

@@ -34,6 +34,7 @@ class Assembly:
         backend: of the default group.
         device: of this worker.
         on_regroup: called with this worker's new rank when the default group has been made anew.
+        nccl_device: the GPU from which edges send by NCCL, if they do.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Assembly:
         backend: str,
         device: torch.device,
         on_regroup: Callable[[int], None],
+        nccl_device: torch.device | None = None,
     ) -> None:
         self.membership, self.neighborhood = membership, neighborhood
         self.members = membership.members
@@ -56,7 +58,7 @@ class Assembly:
         self._meetings = 0
         self._lost: set[int] = set()
         self._has_met = True
-        self.mender = Mender(neighborhood, membership, rule, step=lambda: self.step)
+        self.mender = Mender(neighborhood, membership, rule, lambda: self.step, nccl_device=nccl_device)
 
     @property
     def rank(self) -> int:

@@ -98,6 +98,8 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         evaluate: validate with the average of all workers, `"consensus"`, or with each worker's own model, `"local"`.
         seed: of random topologies; all workers draw the same without talking.
         timeout: deadline of one gossip round; a neighbour that misses it is given up (see `on_loss`).
+        edges: `"gloo"` sends from host memory, where tensors of a GPU cross over on a stream of their own; `"nccl"`,
+            with a GPU for each worker, sends from there.
         on_loss: `"continue"` without a worker or link that is lost, or `"raise"` an error that names it.
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as for `DDPStrategy`.
         process_group_backend: of the default group, which serves evaluation and users' own collectives.
@@ -138,6 +140,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         seed: int = 0,
         timeout: timedelta = timedelta(seconds=30),
         on_loss: Literal["continue", "raise"] = "continue",
+        edges: Literal["gloo", "nccl"] = "gloo",
         *,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -156,6 +159,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             outer=outer,
             merge_rounds=merge_rounds,
             on_loss=on_loss,
+            edges=edges,
             buffers=buffers,
             evaluate=evaluate,
             seed=seed,
@@ -179,7 +183,12 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             )
         self.rounds, self.overlap, self.gossip_every = rounds, overlap, gossip_every
         self.max_delay, self.outer, self.on_loss, self.merge_rounds = max_delay, outer, on_loss, merge_rounds
-        self.compression = build_compression(compression)
+        self.compression, self.edges = build_compression(compression), edges
+        if edges == "nccl" and compression is not None:
+            raise ValueError(
+                "compression must be None with edges='nccl': codecs work in host memory, and between GPUs that NCCL"
+                f" joins bytes are cheap; found {compression!r}"
+            )
         self.buffers, self.evaluate, self.seed = buffers, evaluate, seed
         self.gossip_timeout, self._world_timeout = timeout, world_timeout
         self.tamper: Callable[[FlatBuffer], None] | None = None
@@ -340,7 +349,8 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         local = stays_on_this_machine(environment, self.num_nodes)
         store = torch.distributed.distributed_c10d._get_default_store()
         membership = Membership.open(worker, self.world_size, store, door_host(environment.main_address, local))
-        edges = connect_edges(worker, self.world_size, neighbors, max(self.gossip_timeout, _CONNECT_TIMEOUT))
+        timeout, nccl_device = max(self.gossip_timeout, _CONNECT_TIMEOUT), self._nccl_device
+        edges = connect_edges(worker, self.world_size, neighbors, timeout, nccl_device=nccl_device)
         membership.watch(neighbors)
         neighborhood = Neighborhood(worker, self.topology, edges, membership, EventLog(worker), self.on_loss)
         self._assembly = Assembly(
@@ -352,9 +362,20 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             backend=self._process_group_backend or "gloo",
             device=self.root_device,
             on_regroup=self._take_rank,
+            nccl_device=nccl_device,
         )
         self._survivors_go_on(self.on_loss == "continue")
         return neighborhood
+
+    @property
+    def _nccl_device(self) -> torch.device | None:
+        if self.edges == "gloo":
+            return None
+        if self.root_device.type != "cuda":
+            raise ValueError(
+                f"edges='nccl' needs a GPU for each worker, found {self.root_device}; edges='gloo' does not"
+            )
+        return self.root_device
 
     def _survivors_go_on(self, value: bool) -> None:
         """Tell the launcher, which by itself ends everybody when one worker fails."""
@@ -554,9 +575,8 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
     def _layout(self) -> tuple[FlatVector, Exchange]:
         assert self.lightning_module is not None
         self._gossiped = self._signature()
-        vector = gossiped_vector(
-            gossiped_tensors(self.lightning_module, self.optimizers, self.buffers), self.optimizers
-        )
+        named = gossiped_tensors(self.lightning_module, self.optimizers, self.buffers)
+        vector = gossiped_vector(named, self.optimizers, on_device=self.edges == "nccl")
         assert self._neighborhood is not None
         exchange = Exchange(
             vector,

@@ -34,7 +34,7 @@ def gossiped_tensors(module: Module, optimizers: Sequence[Optimizer], buffers: s
     return named
 
 
-def gossiped_vector(named: dict[str, Tensor], optimizers: Sequence[Optimizer]) -> FlatVector:
+def gossiped_vector(named: dict[str, Tensor], optimizers: Sequence[Optimizer], on_device: bool = False) -> FlatVector:
     """The flat vector of these tensors, at the anchors of those optimizers that have a method `lookahead`."""
     holders = {
         parameter: optimizer
@@ -47,4 +47,4 @@ def gossiped_vector(named: dict[str, Tensor], optimizers: Sequence[Optimizer]) -
         ask = getattr(holders.get(tensor), "lookahead", None)
         return None if ask is None else ask(tensor)
 
-    return FlatVector(named.items(), lookahead)
+    return FlatVector(named.items(), lookahead, on_device)

@@ -13,6 +13,7 @@ _CHOICES = {
     "buffers": ("local", "average"),
     "evaluate": ("consensus", "local"),
     "on_loss": ("continue", "raise"),
+    "edges": ("gloo", "nccl"),
     "start_method": ("popen", "spawn", "fork", "forkserver"),
 }
 _LEAST = {"rounds": 1, "gossip_every": 1, "seed": 0}

@@ -123,7 +123,7 @@ def _simulate(
 
 
 def _expected(spec: Any, workers: int, steps: int, rounds: int, every: int, overlap: bool) -> np.ndarray:
-    """The same with matrices: x + (W_r ... W_1 - I) s, the increments of a snapshot s landing at once or a step later."""
+    """The same with matrices: x + (W_r ... W_1 - I) s, a snapshot's increments landing at once or a step later."""
     topology = build_topology(spec, workers, seed=2, rounds=rounds)
     x, due, gossips, trajectory = _start(workers), np.zeros((workers, SIZE)), 0, []
     for step in range(1, steps + 1):
@@ -164,7 +164,8 @@ def test_one_message_goes_to_each_neighbour_each_round_and_is_counted() -> None:
         mine = [bytes_sent for sender, _, bytes_sent in network.sent if sender == worker]
         totals = gossiper.totals
         assert len(mine) == totals.swaps == 7 * 2 * 2
-        assert sum(mine) == totals.bytes_sent == totals.bytes_received == 7 * 2 * 2 * (64 + 64)  # 40 bytes in 64, and a header
+        message = 64 + 64  # 40 bytes, padded, and a header
+        assert sum(mine) == totals.bytes_sent == totals.bytes_received == 7 * 2 * 2 * message
         assert (totals.steps, totals.rounds) == (7, 14)
         assert gossiper.last_report.step == 7
         assert gossiper.last_report.exchange_seconds >= 0.0

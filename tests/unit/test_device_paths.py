@@ -1,0 +1,184 @@
+"""The paths of GPU tensors, as far as a machine without one can try them: stand-ins for streams, events and NCCL.
+
+The stand-ins note in which order things were asked for and copy at once. What they cannot show is said in
+docs/networks.md: nothing here has been timed or run on a GPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_decgan import DecentralizedGossipStrategy, PowerGossip
+from lightning_decgan.gossip import EdgeError, FlatVector, vector
+from lightning_decgan.gossip.nccl_edge import NcclEdge, nccl_group
+
+
+class Notes:
+    """What was asked of streams and events, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: list[str] = []
+        note = self.seen.append
+
+        class Stream:
+            def __init__(self, name: str = "side", device: Any = None) -> None:
+                self.name = name
+
+            def wait_event(self, event: Any) -> None:
+                note(f"{self.name} waits for {event.name}")
+
+            def wait_stream(self, other: Any) -> None:
+                note(f"{self.name} waits for {other.name}")
+
+            def __enter__(self) -> None:
+                note(f"enter {self.name}")
+
+            def __exit__(self, *_: Any) -> None:
+                note(f"leave {self.name}")
+
+        class Event:
+            made = 0
+
+            def __init__(self, device: Any = None) -> None:
+                Event.made += 1
+                self.name = f"event {Event.made}"
+
+            def record(self, stream: Any) -> None:
+                note(f"{stream.name} records {self.name}")
+
+            def synchronize(self) -> None:
+                note(f"host waits for {self.name}")
+
+        monkeypatch.setattr(torch, "Stream", Stream)
+        monkeypatch.setattr(torch, "Event", Event)
+        monkeypatch.setattr(torch.accelerator, "current_stream", lambda device: Stream("training"))
+
+
+def test_device_copies_cross_on_their_own_stream_and_never_overwrite_what_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    notes = Notes(monkeypatch)
+    weight = torch.arange(4.0)
+    flat = FlatVector([("weight", weight)])
+    flat._device_copies = vector._DeviceCopies(flat)
+    snapshot, increments = flat.new_buffer(), flat.new_buffer()
+
+    flat.write(snapshot)
+    flat.wait_until_written()
+    assert torch.equal(snapshot.sections[0], weight)
+    sent, fetched, used = "event 1", "event 2", "event 3"
+    assert notes.seen == [
+        f"training waits for {sent}", "side waits for training", "enter side", f"side records {sent}", "leave side",
+        f"host waits for {sent}", f"host waits for {fetched}",
+    ]  # fmt: skip
+
+    notes.seen.clear()
+    increments.sections[0].fill_(2.0)
+    flat.prefetch(increments)
+    flat.add_(increments)
+    assert weight.tolist() == [2.0, 3.0, 4.0, 5.0]
+    assert notes.seen == [
+        f"side waits for {used}", "enter side", f"side records {fetched}", "leave side",
+        f"training waits for {fetched}", f"training records {used}",
+    ]  # fmt: skip
+
+
+class FakeGroup:
+    """Both ends of a two-rank group: a message is there when both have launched."""
+
+    def __init__(self) -> None:
+        self.ends: list[dict[str, Any]] = []
+        self.aborted = False
+
+    def of(self, rank: int) -> Any:
+        group = self
+
+        class End:
+            def _start_coalescing(self, device: torch.device) -> None:
+                self.posted: dict[str, Any] = {"rank": rank}
+
+            def recv(self, tensors: list[Tensor], peer: int, tag: int) -> None:
+                assert peer == 1 - rank
+                self.posted["in"] = tensors[0]
+
+            def send(self, tensors: list[Tensor], peer: int, tag: int) -> None:
+                self.posted["out"] = tensors[0]
+
+            def _end_coalescing(self, device: torch.device) -> Any:
+                group.ends.append(self.posted)
+                if len(group.ends) == 2:
+                    one, other = group.ends
+                    one["in"].copy_(other["out"])
+                    other["in"].copy_(one["out"])
+                return self
+
+            def is_completed(self) -> bool:
+                return len(group.ends) == 2
+
+            def abort(self) -> None:
+                group.aborted = True
+
+        return End()
+
+
+def _edges() -> tuple[NcclEdge, NcclEdge, FakeGroup]:
+    group, cpu = FakeGroup(), torch.device("cpu")
+    return NcclEdge(3, 5, group.of(0), cpu), NcclEdge(5, 3, group.of(1), cpu), group
+
+
+def _message(value: int) -> Tensor:
+    return torch.full((8,), value, dtype=torch.uint8)
+
+
+def test_an_nccl_edge_swaps_once_both_ends_have_launched() -> None:
+    low, high, _ = _edges()
+    incoming = [_message(0), _message(0)]
+    first = low.swap(_message(1), incoming[0], tag=7)
+    with pytest.raises(EdgeError, match="worker 3 got no answer from neighbour 5") as caught:
+        first.wait(time.monotonic() + 0.01)
+    assert caught.value.late
+    second = high.swap(_message(2), incoming[1], tag=7)
+    for swap in (first, second):
+        swap.wait(time.monotonic() + 1.0)
+    assert [message[0].item() for message in incoming] == [2, 1]
+
+
+def test_closing_an_nccl_edge_ends_the_wait_and_refuses_the_next_swap() -> None:
+    low, _, group = _edges()
+    swap = low.swap(_message(1), _message(0), tag=7)
+    low.close()
+    assert group.aborted
+    with pytest.raises(EdgeError, match="lost its link to neighbour 5"):
+        swap.wait(time.monotonic() + 1.0)
+    with pytest.raises(EdgeError, match="is closed"):
+        low.swap(_message(1), _message(0), tag=7)
+
+
+@pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this torch has NCCL; it is tried on GPUs")
+def test_without_nccl_the_error_says_what_runs_everywhere() -> None:
+    with pytest.raises(RuntimeError, match="edges='gloo' runs everywhere"):
+        nccl_group(torch.distributed.HashStore(), 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda: DecentralizedGossipStrategy(edges="mpi"), ValueError, "edges must be 'gloo' or 'nccl', found 'mpi'"),
+        (
+            lambda: DecentralizedGossipStrategy(edges="nccl", compression=PowerGossip()),
+            ValueError,
+            "compression must be None with edges='nccl'",
+        ),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_when_the_strategy_is_made(
+    make: Callable[[], Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        make()
