@@ -195,6 +195,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         """What a `FaultInjector` does to the snapshots that this worker publishes."""
         self._topology_spec = topology
         self._topology: Topology | None = None
+        self._merges = False
         self._gossiper: Gossiper | None = None
         self._gossiped: list[int] = []
         self._worker: int | None = None
@@ -270,16 +271,20 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
                 "buffers='average') gossips the running statistics."
             )
         workers = self.num_nodes * self.num_processes
-        topology = build_topology(self._topology_spec, workers, seed=self.seed, rounds=self.rounds)
-        merges = merges_well(topology, self.rounds) if self.merge_rounds is None else self.merge_rounds
-        self._topology = PowerTopology(topology, self.rounds) if merges and self.rounds > 1 else topology
-        self._rounds_an_exchange = 1 if merges else self.rounds
+        self._topology = build_topology(self._topology_spec, workers, seed=self.seed, rounds=self.rounds)
+        merges = merges_well(self._topology, self.rounds) if self.merge_rounds is None else self.merge_rounds
+        self._merges = merges and self.rounds > 1
+        self._exchanged_topology()  # refuses a schedule that cannot be merged, as long as no process was started
         assert self.cluster_environment is not None
         choose_main_port(self.cluster_environment)
         if self._start_method == "popen":
             self._launcher = ScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
         else:
             self._launcher = SpawnLauncher(self, start_method=self._start_method)
+
+    def _exchanged_topology(self) -> Topology:
+        """Who swaps with whom in a round of an exchange: where t rounds are merged, the neighbourhood of W^t."""
+        return PowerTopology(self.topology, self.rounds) if self._merges else self.topology
 
     # ---- start ----
 
@@ -343,20 +348,21 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         assert environment is not None
         if self.world_size != self.topology.workers:  # an earlier fit of this process has lost workers
             self._topology = self.topology.rebuilt_for(self.world_size)
-        worker, neighbors = self.worker, self.topology.links(self.worker)
+        worker, topology = self.worker, self._exchanged_topology()
+        neighbors = topology.links(worker)
         if self.world_size == 1:
-            return Neighborhood(worker, self.topology, {}, on_loss=self.on_loss)
+            return Neighborhood(worker, topology, {}, on_loss=self.on_loss)
         local = stays_on_this_machine(environment, self.num_nodes)
         store = torch.distributed.distributed_c10d._get_default_store()
         membership = Membership.open(worker, self.world_size, store, door_host(environment.main_address, local))
         timeout, nccl_device = max(self.gossip_timeout, _CONNECT_TIMEOUT), self._nccl_device
         edges = connect_edges(worker, self.world_size, neighbors, timeout, nccl_device=nccl_device)
         membership.watch(neighbors)
-        neighborhood = Neighborhood(worker, self.topology, edges, membership, EventLog(worker), self.on_loss)
+        neighborhood = Neighborhood(worker, topology, edges, membership, EventLog(worker), self.on_loss)
         self._assembly = Assembly(
             membership,
             neighborhood,
-            self.topology,
+            topology,
             timeout=self.gossip_timeout,
             world_timeout=self._world_timeout,
             backend=self._process_group_backend or "gloo",
@@ -581,7 +587,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         exchange = Exchange(
             vector,
             self._neighborhood,
-            self._rounds_an_exchange,
+            1 if self._merges else self.rounds,
             self.gossip_timeout,
             self.compression,
             self.outer,

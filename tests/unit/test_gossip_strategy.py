@@ -167,10 +167,10 @@ def test_before_a_trainer_exists_there_is_no_topology_and_nothing_was_measured()
 @pytest.mark.parametrize(
     ("name", "launcher"),
     [
-        ("decentralized_gossip", "_SubprocessScriptLauncher"),
+        ("decentralized_gossip", "ScriptLauncher"),
         ("decentralized_gossip_spawn", "SpawnLauncher"),
-        ("decentralized_gossip_fork", "_MultiProcessingLauncher"),
-        ("decentralized_gossip_notebook", "_MultiProcessingLauncher"),
+        ("decentralized_gossip_fork", "SpawnLauncher"),
+        ("decentralized_gossip_notebook", "SpawnLauncher"),
     ],
 )
 def test_a_trainer_can_be_made_with_every_registered_name(name: str, launcher: str) -> None:
