@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lightning_decgan.gossip.edge import EdgeError
+from lightning_decgan.gossip.edge import Edge, EdgeError
 from lightning_decgan.gossip.header import Header
 from lightning_decgan.gossip.link import Link
 from lightning_decgan.gossip.neighborhood import Neighborhood
@@ -100,6 +100,7 @@ class Exchange:
         self._point = vector.new_buffer() if rounds > 1 else None
         self._outer = None if outer is None else outer.begin(vector)
         self._links: dict[int, Link] = {}
+        self._buffers: list[FlatBuffer] = []  # those that links share
         self._generation = neighborhood.generation
 
     def run(self, step: int, tamper: Callable[[FlatBuffer], None] | None = None) -> GossipReport:
@@ -157,12 +158,27 @@ class Exchange:
         edge = self.neighborhood.edges[neighbor]
         link = self._links.get(neighbor)
         if link is None:
-            worker, codec = self.neighborhood.worker, None
-            if self._compression is not None:
-                ends = (min(worker, neighbor), max(worker, neighbor))
-                codec = self._compression.codec(self._vector, ends, worker, self._seed)
-            link = self._links[neighbor] = Link(edge, self._vector, codec)
+            link = self._links[neighbor] = self._make_link(edge)
         return link
+
+    def _make_link(self, edge: Edge) -> Link:
+        if self._compression is None:
+            return Link(edge, self._vector, None if self._lends else self._vector.new_buffer())
+        worker, neighbor = self.neighborhood.worker, edge.neighbor
+        ends = (min(worker, neighbor), max(worker, neighbor))
+        codec = self._compression.codec(self._vector, ends, worker, self._seed)
+        # Codecs decode one after another, so all links can share the memory of the difference.
+        return Link(edge, self._vector, self._lent(0), codec)
+
+    @property
+    def _lends(self) -> bool:
+        """Whether links have no memory of their own: where neighbours are drawn anew for ever there are too many."""
+        return self._compression is None and self.neighborhood.topology.period is None
+
+    def _lent(self, place: int) -> FlatBuffer:
+        while len(self._buffers) <= place:
+            self._buffers.append(self._vector.new_buffer())
+        return self._buffers[place]
 
     def _swap(
         self, round: int, point: FlatBuffer, step: int, tamper: Callable[[FlatBuffer], None] | None
@@ -171,6 +187,9 @@ class Exchange:
         links = [(self._link(neighbor), weight) for neighbor, weight in self.neighborhood.weights(round).items()]
         if not links:
             return []
+        if self._lends:
+            for place, (link, _) in enumerate(links):
+                link.buffer = self._lent(place)
         norm = point.norm()
         if not math.isfinite(norm):
             self.neighborhood.events.add(
@@ -197,6 +216,8 @@ class Exchange:
             action(link)
         except EdgeError as error:
             self._links.pop(link.neighbor, None)
+            if self._lends:  # what is in flight may still arrive there
+                self._buffers = [buffer for buffer in self._buffers if buffer is not link.buffer]
             self.neighborhood.lose(link.neighbor, error, step)
             return False
         return True
@@ -218,7 +239,8 @@ class Exchange:
         difference, distance, reason = link.difference(round, point)
         if reason is None:
             self.increments.add_(difference, alpha=weight)
-            link.expect_next()
+            if not self._lends:
+                link.expect_next()
             return distance
         events, judge = self.neighborhood.events, link.judge
         events.add("payload_rejected", step, link.neighbor, reason)
@@ -232,15 +254,16 @@ class Exchange:
         """What the next exchange needs beside a snapshot: round number, codecs, judges, the outer step."""
         return {
             "number": self.neighborhood.number,
+            "members": list(self.neighborhood.members),
             "links": {neighbor: link.state_dict() for neighbor, link in self._links.items()},
             "outer": None if self._outer is None else self._outer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
+        """Restore `state_dict`; what links remember only if nobody had been lost, as workers have other numbers now."""
         self.neighborhood.number = state["number"]
-        for neighbor, link_state in state["links"].items():
-            if neighbor in self.neighborhood.edges:
+        if state["members"] == list(self.neighborhood.members):
+            for neighbor, link_state in state["links"].items():
                 self._link(neighbor).load_state_dict(link_state)
         if self._outer is not None and state["outer"] is not None:
             self._outer.load_state_dict(state["outer"])

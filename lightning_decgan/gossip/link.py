@@ -29,22 +29,23 @@ class Link:
     Args:
         edge: the way to the neighbour.
         vector: the layout of what is swapped.
+        buffer: where differences are made; `None` if one is lent for each round. Without a codec the neighbour's
+            snapshot arrives there, so it must be this link's own while a swap is in flight or expected.
         codec: what the messages hold; `None` sends the snapshot itself.
     """
 
-    def __init__(self, edge: Edge, vector: FlatVector, codec: Codec | None = None) -> None:
+    def __init__(self, edge: Edge, vector: FlatVector, buffer: FlatBuffer | None, codec: Codec | None = None) -> None:
         self.edge, self.codec, self.judge = edge, codec, Judge()
         self.neighbor = edge.neighbor
         self.turns = 1 if codec is None else len(codec.message_bytes)
         self._tag = vector.tag
-        # Without a codec the neighbour's snapshot arrives where the difference will be: no copy.
-        self._difference = vector.new_buffer()
+        self.buffer = buffer
         sizes = () if codec is None else codec.message_bytes
         self._sent = [_message(size) for size in sizes]
-        self._received = [_message(size) for size in sizes] or [self._difference.message]
+        self._received = [_message(size) for size in sizes]
         self._payloads_sent = [message[:size] for message, size in zip(self._sent, sizes, strict=True)]
-        self._payloads_received = [message[:size] for message, size in zip(self._received, sizes, strict=False)]
-        self.round_bytes = sum(len(message) for message in self._received)
+        self._payloads_received = [message[:size] for message, size in zip(self._received, sizes, strict=True)]
+        self.round_bytes = sum(map(len, self._received)) if sizes else vector.message_bytes
         """Bytes that one round sends over this link, headers and padding included; as many arrive."""
         self._mine: Header | None = None
         self.swap: Swap | None = None
@@ -58,7 +59,7 @@ class Link:
         """
         turn = header.turn
         if header.void:
-            message = torch.zeros_like(self._received[turn])
+            message = torch.zeros_like(self._incoming(turn))
             header.write(message)
         elif self.codec is None:
             # All links of a round send this one message; written again, it would change under those on their way.
@@ -68,28 +69,29 @@ class Link:
             self.codec.encode(turn, header.number, snapshot, self._payloads_sent, self._payloads_received)
             header.write(message)
         self._mine = header
-        self.swap = self.edge.swap(message, self._received[turn], self._tag)
+        self.swap = self.edge.swap(message, self._incoming(turn), self._tag)
 
     def difference(self, number: int, snapshot: FlatBuffer) -> tuple[FlatBuffer, float, str | None]:
         """What the finished round yields: the difference, its norm, and why it must not be added, if it must not."""
         assert self._mine is not None
-        its = Header.read(self._received[-1])
+        assert self.buffer is not None
+        its = Header.read(self._incoming(-1))
         readable = its is not None and self._mine.fits(its) and not (its.void or self._mine.void)
         distance = math.nan
         if readable:
             if self.codec is None:
-                self._difference.sub_(snapshot)
+                self.buffer.sub_(snapshot)
             else:
-                self.codec.decode(number, snapshot, self._payloads_sent, self._payloads_received, self._difference)
-            distance = self._difference.norm()
+                self.codec.decode(number, snapshot, self._payloads_sent, self._payloads_received, self.buffer)
+            distance = self.buffer.norm()
         reason = self.judge.verdict(self._mine, its, distance)
         if reason is not None and self.codec is not None:
             self.codec.reset()
-        return self._difference, distance, reason
+        return self.buffer, distance, reason
 
     def expect_next(self) -> None:
         """What the last round yielded is no longer needed: let the next round's first message arrive."""
-        self.edge.expect(self._received[0], self._tag)
+        self.edge.expect(self._incoming(0), self._tag)
 
     def neighbor_is_to_blame(self, snapshot: FlatBuffer) -> bool | None:
         """Whose fault a rejected round is, as far as both ends can agree; `None` where they cannot.
@@ -98,15 +100,23 @@ class Link:
         norm is farther from what its header said or, if neither is, nobody knows.
         """
         assert self._mine is not None
-        its = Header.read(self._received[-1])
+        assert self.buffer is not None
+        its = Header.read(self._incoming(-1))
         own = snapshot.norm()
         if self._mine.void or not math.isfinite(own):
             return False
-        if its is None or its.void or not math.isfinite(self._difference.norm()):
+        if its is None or its.void or not math.isfinite(self.buffer.norm()):
             return True
-        other = self._difference.add_(snapshot).norm()
+        other = self.buffer.add_(snapshot).norm()
         away, its_away = abs(own - self._mine.norm), abs(other - its.norm)
         return None if max(away, its_away) < 0.1 * min(own, other) else its_away > away
+
+    def _incoming(self, turn: int) -> Tensor:
+        """Where a turn's message arrives."""
+        if self.codec is not None:
+            return self._received[turn]
+        assert self.buffer is not None
+        return self.buffer.message
 
     def state_dict(self) -> dict[str, Any]:
         """What the codec and the judge remember."""

@@ -76,6 +76,11 @@ class Neighborhood:
         with self._lock:
             return (self.generation, self.number) if self._next is None else (self.generation + 1, 0)
 
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The workers that are still there."""
+        return tuple(range(self.topology.workers)) if self.membership is None else self.membership.members
+
     def begin(self) -> int:
         """A gossip begins: adopt a new generation if one is ready, and return this gossip's number."""
         with self._lock:

@@ -164,6 +164,11 @@ class FlatVector:
         """
         return int.from_bytes(hashlib.sha256("\n".join(self.layout).encode()).digest()[:4]) >> 1
 
+    @property
+    def message_bytes(self) -> int:
+        """The length of a buffer with its padding and the room for a header."""
+        return -(-self.size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES + HEADER_BYTES
+
     def rebind(self, tensors: Sequence[Tensor]) -> None:
         """Stand for other tensors of the same layout from now on: user code may rebind a buffer to a new tensor."""
         if tuple(describe_tensors(zip(self.names, tensors, strict=True), "tensor")) != self.layout:
@@ -223,8 +228,7 @@ class FlatVector:
 
     def _allocate(self, device: torch.device) -> FlatBuffer:
         pin = device.type == "cpu" and self.device.type == "cuda"
-        room = -(-self.size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        memory = torch.zeros(room + HEADER_BYTES, dtype=torch.uint8, device=device, pin_memory=pin)
+        memory = torch.zeros(self.message_bytes, dtype=torch.uint8, device=device, pin_memory=pin)
         sections = tuple(
             memory[start : start + count * dtype.itemsize].view(dtype) for dtype, start, count in self._sections
         )

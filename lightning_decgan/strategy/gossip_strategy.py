@@ -127,7 +127,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
 
     def __init__(
         self,
-        topology: Any = "ring",
+        topology: Any = "one_peer_exponential",
         rounds: int = 1,
         overlap: bool = True,
         max_delay: int | None = 0,

@@ -136,7 +136,7 @@ def test_every_strategy_makes_a_trainer(option, tmp_path):
     assert isinstance(trainer.strategy, Strategy)
     assert trainer.world_size == (1 if option == "single" else 4)
     if option.startswith("gossip"):
-        assert trainer.strategy.topology.name == "ring"
+        assert trainer.strategy.topology.name == "one_peer_exponential"
         assert trainer.strategy.overlap is (option == "gossip")
     assert list(tmp_path.iterdir()) == [], "making a run writes nothing"
 

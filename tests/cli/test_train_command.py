@@ -56,7 +56,8 @@ def test_a_run_leaves_one_folder_with_everything_in_it(run):
 @pytest.mark.processes
 def test_the_summary_tells_of_all_workers(run):
     summary = summary_of(run_folder(run[0]))
-    assert (summary["status"], summary["workers"], summary["topology"], summary["rounds"]) == ("finished", 2, "ring", 2)
+    told = (summary["status"], summary["workers"], summary["topology"], summary["rounds"])
+    assert told == ("finished", 2, "one_peer_exponential", 2)
     assert (summary["steps"], summary["images_seen"]) == (4, 2 * 4 * 8)
     assert summary["spectral_gap"] == pytest.approx(1.0)
     assert len(summary["bytes_sent_per_worker"]) == 2

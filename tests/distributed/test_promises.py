@@ -65,7 +65,7 @@ def _count(strategy: str, overlap: bool) -> dict[str, int]:
     seed_everything(1)
     counter = CountCalls()
     counter.install()
-    chosen: Any = DecentralizedGossipStrategy(overlap=overlap) if strategy == "gossip" else strategy
+    chosen: Any = DecentralizedGossipStrategy(topology="ring", overlap=overlap) if strategy == "gossip" else strategy
     model = UsersGAN(penalty=False)
     # 8 batches an epoch; evaluation, which may talk to everybody, is switched off.
     trainer = make_trainer(chosen, 4, max_epochs=-1, max_steps=200, limit_val_batches=0, callbacks=[counter])
@@ -102,7 +102,7 @@ def _fit_and_describe(settings: dict[str, Any]) -> dict[str, Any]:
     model = UsersGAN()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     addresses = {name: p.data_ptr() for name, p in model.named_parameters()}
-    strategy = DecentralizedGossipStrategy(evaluate="local", **settings)
+    strategy = DecentralizedGossipStrategy(**{"topology": "ring", "evaluate": "local"} | settings)
     trainer = make_trainer(strategy, 4, max_epochs=2)
     trainer.fit(model)
     now = dict(model.named_parameters())
