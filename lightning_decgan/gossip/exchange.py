@@ -103,23 +103,33 @@ class Exchange:
         self._buffers: list[FlatBuffer] = []  # those that links share
         self._generation = neighborhood.generation
 
-    def run(self, step: int, tamper: Callable[[FlatBuffer], None] | None = None) -> GossipReport:
+    def begin(self) -> int:
+        """The number of the gossip that begins now, in the newest generation of the neighbourhood."""
+        number = self.neighborhood.begin()
+        if self.neighborhood.generation != self._generation:
+            self._links.clear()
+            self._generation = self.neighborhood.generation
+        return number
+
+    def run(
+        self, step: int, number: int, tamper: Callable[[FlatBuffer], None] | None = None
+    ) -> GossipReport:
         """Swap and mix what is in `snapshot`. Runs on a thread of its own.
 
         Args:
             step: the batch of the snapshot.
+            number: what `begin` said.
             tamper: what a fault injector does to the snapshot before it is published.
 
         Raises:
             EdgeError: a neighbour was lost, and a loss is fatal in this run.
         """
         with self._vector.stream():
-            return self._run(step, tamper)
+            return self._run(step, number, tamper)
 
-    def _run(self, step: int, tamper: Callable[[FlatBuffer], None] | None) -> GossipReport:
+    def _run(self, step: int, number: int, tamper: Callable[[FlatBuffer], None] | None) -> GossipReport:
         started = time.monotonic()
         self._vector.wait_until_written()
-        number = self._begin()
         self.increments.zero_()
         point, swaps, sent, rejected, distance = self.snapshot, 0, 0, 0, None
         for done in range(self.rounds):
@@ -146,13 +156,6 @@ class Exchange:
             rejected=rejected,
             neighbor_distance=distance,
         )
-
-    def _begin(self) -> int:
-        number = self.neighborhood.begin()
-        if self.neighborhood.generation != self._generation:
-            self._links.clear()
-            self._generation = self.neighborhood.generation
-        return number
 
     def _link(self, neighbor: int) -> Link:
         edge = self.neighborhood.edges[neighbor]

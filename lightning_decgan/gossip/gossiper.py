@@ -238,4 +238,6 @@ class Gossiper:
     def _start(self) -> None:
         self._due, self._began = False, self.totals.steps
         self.vector.write(self.exchange.snapshot)
-        self._pending = self._thread.submit(self.exchange.run, self.totals.steps, self.tamper)
+        # Counted here and not on the other thread: what has begun must be known to whoever asks from now on.
+        number = self.exchange.begin()
+        self._pending = self._thread.submit(self.exchange.run, self.totals.steps, number, self.tamper)
