@@ -111,9 +111,7 @@ class Exchange:
             self._generation = self.neighborhood.generation
         return number
 
-    def run(
-        self, step: int, number: int, tamper: Callable[[FlatBuffer], None] | None = None
-    ) -> GossipReport:
+    def run(self, step: int, number: int, tamper: Callable[[FlatBuffer], None] | None = None) -> GossipReport:
         """Swap and mix what is in `snapshot`. Runs on a thread of its own.
 
         Args:

@@ -34,7 +34,10 @@ def test_what_is_rejected_at_once(mine: Header, its: Header | None, distance: fl
     assert reason in verdict
 
 
-@pytest.mark.parametrize(("norms", "distance"), itertools.product([(1.0, 1.0), (0.1, 50.0), (3.0, 0.0)], [0.05, 4.0, 99.0]))
+NORMS = [(1.0, 1.0), (0.1, 50.0), (3.0, 0.0)]
+
+
+@pytest.mark.parametrize(("norms", "distance"), list(itertools.product(NORMS, [0.05, 4.0, 99.0])))
 def test_both_ends_come_to_the_same_verdict(norms: tuple[float, float], distance: float) -> None:
     one, other = Judge(), Judge()
     a, b = _header(norm=norms[0]), _header(norm=norms[1])
