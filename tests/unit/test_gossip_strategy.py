@@ -177,7 +177,7 @@ def test_a_trainer_can_be_made_with_every_registered_name(name: str, launcher: s
     trainer = _trainer(2, name)
     assert isinstance(trainer.strategy, DecentralizedGossipStrategy)
     assert type(trainer.strategy.launcher).__name__ == launcher
-    assert trainer.strategy.topology.name == "ring"
+    assert trainer.strategy.topology.name == "one_peer_exponential"
     assert name in StrategyRegistry
 
 
