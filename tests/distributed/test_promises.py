@@ -172,7 +172,7 @@ def _fit_mismatched(what: str) -> str:
     ("what", "has", "lacks"),
     [
         ("shape", "parameter extra.weight: shape (5, 3), float32", "parameter extra.weight: shape (4, 3), float32"),
-        ("topology", "topology: complete", "topology: ring"),
+        ("topology", "topology: complete", "topology: one_peer_exponential"),
     ],
 )
 def test_workers_that_run_different_things_are_told_which_and_what(what: str, has: str, lacks: str) -> None:
