@@ -29,6 +29,7 @@ _generations = itertools.count()
 
 # gloo never gives a wait up by itself: whether a neighbour is late is for the gossiper to say, who can ask.
 _NEVER = timedelta(days=1)
+_JOIN_SECONDS = 0.2
 
 
 class EdgeError(RuntimeError):
@@ -179,6 +180,8 @@ class GlooEdge:
         if self._in_flight is not None:
             self._in_flight.give_up("the link was given up")
         self._swaps.put(None)
+        # Still in gloo's code when the interpreter ends, the thread would take the process down with it (SIGABRT).
+        self._waiter.join(_JOIN_SECONDS)
 
 
 def _wait_for(swaps: SimpleQueue[_GlooSwap | None]) -> None:
