@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from lightning_decgan.gossip import (
     Neighborhood,
     connect_edges,
 )
+from lightning_decgan.gossip.meeting import meet
 from lightning_decgan.topology import GraphTopology
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -237,19 +237,9 @@ class Node:
     def level(self) -> tuple[int, ...]:
         """Meet the others and land everything; returns who is there."""
         self._meetings += 1
+        ten_seconds, a_minute = timedelta(seconds=10), timedelta(seconds=60)
         name = f"meeting {self._meetings}"
-        with ThreadPoolExecutor(1) as caller:
-            roll = caller.submit(self.membership.gather, name, timedelta(seconds=10))
-            self.gossiper.keep_company(until=roll.done)
-        store, members = roll.result()
-        self.mender.wait_until_mended(timedelta(seconds=30))
-        here = self.gossiper.exchange.neighborhood
-        store.set(f"n/{self.worker}", "{} {}".format(*here.newest))
-        newest = (0, 0)
-        for member in members:
-            generation, number = store.get(f"n/{member}").split()
-            newest = max(newest, (int(generation), int(number)))
-        self.gossiper.catch_up(newest)
+        store, members = meet(name, self.membership, self.mender, self.gossiper, ten_seconds, a_minute)
         self.gossiper.finish()
         store.set(f"landed/{self.worker}", "")
         if self.worker == members[0]:  # the store ends with its host, who must not be the first to leave
@@ -258,8 +248,8 @@ class Node:
 
     def close(self) -> None:
         self.mender.close()
-        time.sleep(0.1)  # until nobody mends any more
         self.membership.close()
+        self.mender.join()
         self.gossiper.close()
 
 

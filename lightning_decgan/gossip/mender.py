@@ -70,9 +70,16 @@ class Mender:
         self._resting = True
 
     def close(self) -> None:
-        """Stop following."""
+        """Stop following; a meeting under way ends when the membership closes, so close that next, and then `join`."""
         self._closing = True
         self._changed.set()
+
+    def join(self) -> None:
+        """Wait for the thread to end, which takes no longer than connecting an edge.
+
+        Still in torch's C++ code when the interpreter ends, it would take the process down with it (SIGABRT).
+        """
+        self._thread.join(self._connect_timeout.total_seconds() + 1.0)
 
     def _notice(self) -> None:
         self._idle.clear()

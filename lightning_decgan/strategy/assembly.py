@@ -8,15 +8,14 @@ writes checkpoints from then on. The numbers by which workers know each other in
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from lightning_decgan.gossip import EdgeError, EventLog, Gossiper, Membership, Mender, Neighborhood
+from lightning_decgan.gossip.meeting import meet
 from lightning_decgan.topology import Topology
 
 __all__ = ["Assembly", "door_host"]
@@ -126,13 +125,10 @@ class Assembly:
         if self._has_met or len(self.members) == 1 == len(self.membership.members):
             return
         self._meetings += 1
-        with ThreadPoolExecutor(1, "roll call") as caller:
-            roll = caller.submit(self.membership.gather, f"moment {self._meetings}", self._timeout, self._world_timeout)
-            gossiper.keep_company(until=roll.done)
-        store, members = roll.result()
+        store, members = meet(
+            f"moment {self._meetings}", self.membership, self.mender, gossiper, self._timeout, self._world_timeout
+        )
         self.check_losses()
-        self.mender.wait_until_mended(self._world_timeout)
-        self._level(store, members, gossiper)
         if members != self.members:
             self._regroup(store, members)
         self._has_met = True
@@ -145,23 +141,8 @@ class Assembly:
         """Leave: the others are told that this is no accident."""
         self.mender.close()
         self.membership.close()
+        self.mender.join()
         self._has_met = True  # nobody is to be waited for any more
-
-    def _level(self, store: dist.Store, members: tuple[int, ...], gossiper: Gossiper) -> None:
-        """Bring everybody's gossip to the same generation and number."""
-        here = self.neighborhood
-        store.set(f"gossips/{here.worker}", "{} {}".format(*here.newest))
-        newest = (0, 0)
-        for member in members:
-            generation, number = store.get(f"gossips/{member}").split()
-            newest = max(newest, (int(generation), int(number)))
-        store.set(f"read/{here.worker}", "")
-        if here.worker == members[0]:
-            # The store ends with its host, who may have nothing left to do and must not leave while others read.
-            waiting = set(members)
-            while waiting := {m for m in waiting & set(self.membership.members) if not store.check([f"read/{m}"])}:
-                time.sleep(0.002)
-        gossiper.catch_up(newest)
 
     def _regroup(self, store: dist.Store, members: tuple[int, ...]) -> None:
         lost = sorted(set(self.members) - set(members))

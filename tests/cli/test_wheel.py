@@ -63,7 +63,7 @@ def test_a_trainer_knows_the_strategy_without_an_import(site: Path) -> None:
         "t = Trainer(strategy='decentralized_gossip', accelerator='cpu', devices=3, logger=False)\n"
         "print(t.strategy.topology.describe())"
     )
-    assert "ring" in _run(site, code)
+    assert "one_peer_exponential(workers=3)" in _run(site, code)
 
 
 def test_the_command_works_from_the_wheel(site: Path) -> None:
