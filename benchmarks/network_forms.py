@@ -94,6 +94,9 @@ FORMS: dict[str, Form] = {
     "gossip, one peer, int8, late": _one_peer(compression="int8", max_delay=None),
     "gossip, one peer, PowerGossip": _one_peer(compression=Make("PowerGossip", {"rank": 1})),
     "gossip, one peer, PowerGossip, late": _one_peer(compression=Make("PowerGossip", {"rank": 1}), max_delay=None),
+    "gossip, one peer, PowerGossip, every 2, late": _one_peer(
+        compression=Make("PowerGossip", {"rank": 1}), gossip_every=2, max_delay=None
+    ),
     "gossip, one peer, RandomSubset 5 %": _one_peer(compression=Make("RandomSubset", {"fraction": 0.05})),
     "gossip, one peer, every 8, outer step": _one_peer(gossip_every=8, outer=Make("OuterNesterov")),
 }
