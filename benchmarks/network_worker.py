@@ -13,6 +13,7 @@ nothing but training. Whatever libraries print goes to the standard error.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import inspect
@@ -48,6 +49,7 @@ __all__ = ["StepClock", "floor_seconds", "read_sent_bytes", "serve"]
 _GOSSIP_TIMEOUT = timedelta(seconds=120)
 _PROGRESS_SECONDS = 1.0
 _MOST_STEPS = 10_000
+_CORES = os.sched_getaffinity(0)
 # Events of the strategy after which a step is cheaper than it should be.
 _LOSSES = ("edge_lost", "worker_lost", "payload_rejected", "isolated")
 
@@ -213,9 +215,23 @@ def _train_with_lightning(form: Form, command: dict[str, Any], images: Images, c
     }
 
 
+def _share_cores(rank: int, exclusively: bool) -> None:
+    """Under a load that keeps the cores busy, every worker computes on one core, and every core has as many workers.
+
+    Left to the scheduler, workers that do not wait for each other run in pairs, one pair after the other: the same work
+    in the same time, but each step alone on its core, and a median of half of what a step of four costs.
+    """
+    cores = sorted(_CORES)
+    mine = {cores[rank % len(cores)]} if exclusively else _CORES
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task), mine)
+
+
 def _run(command: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Train in one form and measure it."""
     form, interface = FORMS[command["form"]], command["interface"]
+    _share_cores(int(os.environ["RANK"]), exclusively=command["load"] == "cpu")
     os.environ["MASTER_PORT"] = str(command["port"])
     torch.manual_seed(0)
 

@@ -102,6 +102,7 @@ class Exchange:
         self._links: dict[int, Link] = {}
         self._buffers: list[FlatBuffer] = []  # those that links share
         self._generation = neighborhood.generation
+        self._begun = False  # whether anything has been added to the increments of this exchange
 
     def begin(self) -> int:
         """The number of the gossip that begins now, in the newest generation of the neighbourhood."""
@@ -128,7 +129,7 @@ class Exchange:
     def _run(self, step: int, number: int, tamper: Callable[[FlatBuffer], None] | None) -> GossipReport:
         started = time.monotonic()
         self._vector.wait_until_written()
-        self.increments.zero_()
+        self._begun = False
         point, swaps, sent, rejected, distance = self.snapshot, 0, 0, 0, None
         for done in range(self.rounds):
             if done:
@@ -137,6 +138,8 @@ class Exchange:
             round = number * self.rounds + done
             links = self._swap(round, point, step, tamper)
             distances = [self._mix(link, weight, round, point, step) for link, weight in links]
+            if not self._begun:
+                self.increments.zero_()
             if not done and distances:
                 finite = [one for one in distances if one is not None]
                 distance = sum(finite) / len(finite) if finite else None
@@ -168,8 +171,7 @@ class Exchange:
         worker, neighbor = self.neighborhood.worker, edge.neighbor
         ends = (min(worker, neighbor), max(worker, neighbor))
         codec = self._compression.codec(self._vector, ends, worker, self._seed)
-        # Codecs decode one after another, so all links can share the memory of the difference.
-        return Link(edge, self._vector, self._lent(0), codec)
+        return Link(edge, self._vector, None, codec)
 
     @property
     def _lends(self) -> bool:
@@ -237,19 +239,27 @@ class Exchange:
 
     def _mix(self, link: Link, weight: float, round: int, point: FlatBuffer, step: int) -> float | None:
         """Add what a link yields, if it is fit to be added; returns the distance to the neighbour, `None` if not."""
-        difference, distance, reason = link.difference(round, point)
+        # The first one is written where the sum is made, which saves two ways through memory.
+        target = self._scratch(link) if self._begun else self.increments
+        distance, reason = link.increment(round, point, weight, target)
         if reason is None:
-            self.increments.add_(difference, alpha=weight)
+            if self._begun:
+                self.increments.add_(target)
+            self._begun = True
             if not self._lends:
                 link.expect_next()
             return distance
         events, judge = self.neighborhood.events, link.judge
         events.add("payload_rejected", step, link.neighbor, reason)
         if judge.in_a_row >= judge.PATIENCE:
-            to_blame = link.neighbor_is_to_blame(point)
+            to_blame = link.neighbor_is_to_blame(point, weight, target)
             self._links.pop(link.neighbor, None)
             self.neighborhood.isolate(link.neighbor, f"{judge.in_a_row} in a row: {reason}", step, to_blame)
         return None
+
+    def _scratch(self, link: Link) -> FlatBuffer:
+        """Memory for what a link yields: where its message arrived or, as codecs decode in turn, one for all."""
+        return self._lent(0) if link.buffer is None else link.buffer
 
     def state_dict(self) -> dict[str, Any]:
         """What the next exchange needs beside a snapshot: round number, codecs, judges, the outer step."""

@@ -29,8 +29,8 @@ class Link:
     Args:
         edge: the way to the neighbour.
         vector: the layout of what is swapped.
-        buffer: where differences are made; `None` if one is lent for each round. Without a codec the neighbour's
-            snapshot arrives there, so it must be this link's own while a swap is in flight or expected.
+        buffer: where the neighbour's snapshot arrives, so it must be this link's own while a swap is in flight or
+            expected; `None` with a codec, or if one is lent for each round.
         codec: what the messages hold; `None` sends the snapshot itself.
     """
 
@@ -71,43 +71,53 @@ class Link:
         self._mine = header
         self.swap = self.edge.swap(message, self._incoming(turn), self._tag)
 
-    def difference(self, number: int, snapshot: FlatBuffer) -> tuple[FlatBuffer, float, str | None]:
-        """What the finished round yields: the difference, its norm, and why it must not be added, if it must not."""
+    def increment(
+        self, number: int, snapshot: FlatBuffer, weight: float, target: FlatBuffer
+    ) -> tuple[float, str | None]:
+        """Overwrite `target` with `weight` times the difference that the finished round yields.
+
+        Returns:
+            The norm of the difference, and why it must not be added, if it must not.
+        """
         assert self._mine is not None
-        assert self.buffer is not None
         its = Header.read(self._incoming(-1))
-        readable = its is not None and self._mine.fits(its) and not (its.void or self._mine.void)
         distance = math.nan
-        if readable:
-            if self.codec is None:
-                self.buffer.sub_(snapshot)
-            else:
-                self.codec.decode(number, snapshot, self._payloads_sent, self._payloads_received, self.buffer)
-            distance = self.buffer.norm()
+        if its is None or not self._mine.fits(its) or its.void or self._mine.void:
+            target.zero_()
+        elif self.codec is None:
+            assert self.buffer is not None
+            distance = target.set_difference_(self.buffer, snapshot, weight)
+        else:
+            self.codec.decode(number, snapshot, self._payloads_sent, self._payloads_received, target)
+            distance = target.weigh_(weight)
         reason = self.judge.verdict(self._mine, its, distance)
         if reason is not None and self.codec is not None:
             self.codec.reset()
-        return self.buffer, distance, reason
+        return distance, reason
 
     def expect_next(self) -> None:
         """What the last round yielded is no longer needed: let the next round's first message arrive."""
         self.edge.expect(self._incoming(0), self._tag)
 
-    def neighbor_is_to_blame(self, snapshot: FlatBuffer) -> bool | None:
+    def neighbor_is_to_blame(self, snapshot: FlatBuffer, weight: float, increment: FlatBuffer) -> bool | None:
         """Whose fault a rejected round is, as far as both ends can agree; `None` where they cannot.
 
         Whoever sees that its own snapshot is sound knows that it was the other; with an outlier it is the one whose
         norm is farther from what its header said or, if neither is, nobody knows.
+
+        Args:
+            snapshot: what this worker published.
+            weight: as it was given to `increment`.
+            increment: what that wrote; overwritten.
         """
         assert self._mine is not None
-        assert self.buffer is not None
         its = Header.read(self._incoming(-1))
         own = snapshot.norm()
         if self._mine.void or not math.isfinite(own):
             return False
-        if its is None or its.void or not math.isfinite(self.buffer.norm()):
+        if its is None or its.void or not math.isfinite(increment.norm()):
             return True
-        other = self.buffer.add_(snapshot).norm()
+        other = increment.mul_(1 / weight).add_(snapshot).norm()
         away, its_away = abs(own - self._mine.norm), abs(other - its.norm)
         return None if max(away, its_away) < 0.1 * min(own, other) else its_away > away
 

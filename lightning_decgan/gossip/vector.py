@@ -7,7 +7,7 @@ travel as the bytes of one `FlatBuffer`. This module copies and adds; it never d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,9 @@ __all__ = ["FlatBuffer", "FlatVector", "describe_tensors"]
 
 # Every dtype's section begins at a multiple of this many bytes, so that its typed view is aligned.
 _ALIGNMENT_BYTES = 64
+# Three pieces of this many elements stay in a core's cache, where several operations in a row cost as much as one. What
+# a gossip costs the processor is ways through memory: 11 MB took 3 ms each way beside three other workers.
+_PIECE_ELEMENTS = 65_536
 
 
 def describe_tensors(named_tensors: Iterable[tuple[str, Tensor]], kind: str) -> list[str]:
@@ -69,11 +72,7 @@ class FlatBuffer:
         return self
 
     def sub_(self, other: FlatBuffer) -> FlatBuffer:
-        """`self -= other`, in every section.
-
-        Both ends of an edge subtract the same two snapshots, and subtraction and multiplication by a weight are odd in
-        floating point, so what the two ends add is opposite and the mean of the two stays.
-        """
+        """`self -= other`, in every section."""
         for mine, its in zip(self.sections, other.sections, strict=True):
             mine.sub_(its)
         return self
@@ -92,11 +91,38 @@ class FlatBuffer:
             >>> vector.write(vector.new_buffer()).norm()
             5.0
         """
+        return sum(map(_square, self.sections)) ** 0.5
+
+    def set_difference_(self, theirs: FlatBuffer, mine: FlatBuffer, weight: float = 1.0) -> float:
+        """`self = weight * (theirs - mine)`, in one way through memory; `self` may be one of the two.
+
+        Both ends of an edge subtract the same two snapshots, and subtraction and multiplication by a weight are odd in
+        floating point, so what the two ends get is opposite and the mean of the two stays.
+
+        Returns:
+            The norm of `theirs - mine`.
+
+        Example:
+            >>> vector = FlatVector([("x", torch.tensor([3.0, 5.0]))])
+            >>> mine, theirs = vector.write(vector.new_buffer()), vector.write(vector.new_buffer())
+            >>> theirs.sections[0].add_(torch.tensor([3.0, -4.0])).tolist()
+            [6.0, 1.0]
+            >>> mine.set_difference_(theirs, mine, weight=0.5), mine.sections[0].tolist()
+            (5.0, [1.5, -2.0])
+        """
         squares = 0.0
-        for section in self.sections:
-            real = torch.view_as_real(section) if section.is_complex() else section
-            wide = torch.float64 if real.dtype == torch.float64 else torch.float32
-            squares += float(torch.linalg.vector_norm(real, dtype=wide)) ** 2
+        for result, its, own in _pieces(self, theirs, mine):
+            torch.sub(its, own, out=result)
+            squares += _square(result)
+            result.mul_(weight)
+        return squares**0.5
+
+    def weigh_(self, weight: float) -> float:
+        """`self *= weight`, in one way through memory; returns the norm of before."""
+        squares = 0.0
+        for (piece,) in _pieces(self):
+            squares += _square(piece)
+            piece.mul_(weight)
         return squares**0.5
 
 
@@ -301,6 +327,21 @@ class _DeviceCopies:
     def done(self) -> None:
         """What was fetched has been added; the next fetch may overwrite it once the device has come so far."""
         self._used.record(torch.accelerator.current_stream(self._device))
+
+
+def _pieces(*buffers: FlatBuffer) -> Iterator[tuple[Tensor, ...]]:
+    """The same pieces of buffers of one layout, small enough for a processor's cache; on a device, whole sections."""
+    for sections in zip(*(buffer.sections for buffer in buffers), strict=True):
+        size = _PIECE_ELEMENTS if sections[0].device.type == "cpu" else max(sections[0].numel(), 1)
+        yield from zip(*(section.split(size) for section in sections), strict=True)
+
+
+def _square(flat: Tensor) -> float:
+    """The square of a tensor's Euclidean norm."""
+    real = torch.view_as_real(flat) if flat.is_complex() else flat
+    wide = torch.float64 if real.dtype == torch.float64 else torch.float32
+    norm = float(torch.linalg.vector_norm(real, dtype=wide))
+    return norm * norm  # which overflows to infinity, as norm ** 2 does not
 
 
 def _plan(

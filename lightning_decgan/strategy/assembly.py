@@ -10,15 +10,27 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 
-from lightning_decgan.gossip import EdgeError, EventLog, Gossiper, Membership, Mender, Neighborhood
+from lightning_decgan.gossip import (
+    EdgeError,
+    EventLog,
+    Gossiper,
+    Membership,
+    Mender,
+    Neighborhood,
+    connect_edges,
+)
 from lightning_decgan.gossip.meeting import meet
 from lightning_decgan.topology import Topology
 
-__all__ = ["Assembly", "door_host"]
+__all__ = ["Assembly", "check_nccl_device", "door_host"]
+
+# Connecting an edge has been seen to take 5 s on an idle machine, so a short gossip deadline does not apply to it.
+_CONNECT_TIMEOUT = timedelta(seconds=30)
 
 
 class Assembly:
@@ -58,6 +70,48 @@ class Assembly:
         self._lost: set[int] = set()
         self._has_met = True
         self.mender = Mender(neighborhood, membership, rule, lambda: self.step, nccl_device=nccl_device)
+
+    @classmethod
+    def link_up(
+        cls,
+        worker: int,
+        rule: Topology,
+        host: str,
+        on_loss: Literal["continue", "raise"],
+        *,
+        timeout: timedelta,
+        world_timeout: timedelta,
+        backend: str,
+        device: torch.device,
+        on_regroup: Callable[[int], None],
+        nccl_device: torch.device | None = None,
+    ) -> Assembly:
+        """Connect to the neighbours, and open the door at which everybody can ask whether this worker is alive.
+
+        Every worker must call this, and the default group must exist. `worker` is this worker's number, `host` the
+        address of its door (see `door_host`), `on_loss` whether to go on without a neighbour that is lost; the other
+        arguments are those of the class.
+
+        Raises:
+            EdgeError: a neighbour did not connect in time.
+            TimeoutError: somebody opened no door in time.
+        """
+        store, neighbors = dist.distributed_c10d._get_default_store(), rule.links(worker)
+        membership = Membership.open(worker, rule.workers, store, host)
+        edges = connect_edges(worker, rule.workers, neighbors, max(timeout, _CONNECT_TIMEOUT), nccl_device=nccl_device)
+        membership.watch(neighbors)
+        neighborhood = Neighborhood(worker, rule, edges, membership, EventLog(worker), on_loss)
+        return cls(
+            membership,
+            neighborhood,
+            rule,
+            timeout=timeout,
+            world_timeout=world_timeout,
+            backend=backend,
+            device=device,
+            on_regroup=on_regroup,
+            nccl_device=nccl_device,
+        )
 
     @property
     def rank(self) -> int:
@@ -158,6 +212,19 @@ class Assembly:
         )
         self.events.add("regrouped", self.step, None, f"the workers are now {list(members)}; lost: {lost}")
         self._on_regroup(self.rank)
+
+
+def check_nccl_device(edges: Literal["gloo", "nccl"], device: torch.device) -> torch.device | None:
+    """The GPU from which edges send, or `None` where they send from host memory.
+
+    Raises:
+        ValueError: there is no GPU to send from.
+    """
+    if edges == "gloo":
+        return None
+    if device.type != "cuda":
+        raise ValueError(f"edges='nccl' needs a GPU for each worker, found {device}; edges='gloo' does not")
+    return device
 
 
 def door_host(main_address: str, on_one_machine: bool) -> str:

@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_decgan.gossip import (
-    EventLog,
     Exchange,
     FlatBuffer,
     FlatVector,
@@ -36,22 +35,20 @@ from lightning_decgan.gossip import (
     GossipEvent,
     GossipReport,
     GossipTotals,
-    Membership,
     Neighborhood,
     OuterNesterov,
-    connect_edges,
     describe_tensors,
     world,
 )
 from lightning_decgan.gossip.compression import Compression, build_compression
 from lightning_decgan.strategy import resume
-from lightning_decgan.strategy.assembly import Assembly, door_host
+from lightning_decgan.strategy.assembly import Assembly, check_nccl_device, door_host
 from lightning_decgan.strategy.checkpointing import ConsensusCheckpoints
 from lightning_decgan.strategy.compat import choose_main_port, disarm_world_broadcasts
 from lightning_decgan.strategy.evaluation import Consensus
 from lightning_decgan.strategy.exit_code import tell_loss
 from lightning_decgan.strategy.launcher import ScriptLauncher, SpawnLauncher
-from lightning_decgan.strategy.layout import gossiped_tensors, gossiped_vector
+from lightning_decgan.strategy.layout import Layout, gossiped_tensors
 from lightning_decgan.strategy.settings import check_settings
 from lightning_decgan.strategy.start import (
     check_finite,
@@ -68,8 +65,6 @@ if TYPE_CHECKING:
 __all__ = ["DecentralizedGossipStrategy"]
 
 _T = TypeVar("_T")
-# Connecting an edge has been seen to take 5 s on an idle machine, so a short gossip deadline does not apply to it.
-_CONNECT_TIMEOUT = timedelta(seconds=30)
 
 
 class DecentralizedGossipStrategy(ConsensusCheckpoints):
@@ -197,7 +192,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         self._topology: Topology | None = None
         self._merges = False
         self._gossiper: Gossiper | None = None
-        self._gossiped: list[int] = []
+        self._layout: Layout | None = None
         self._worker: int | None = None
         self._neighborhood: Neighborhood | None = None
         self._assembly: Assembly | None = None
@@ -338,50 +333,37 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             self._consensus = Consensus()
             self._worker = self.global_rank
             self._neighborhood = self._link_up()
+            self._layout = Layout(module, self.buffers, self.edges == "nccl", self._make_exchange)
             self._gossiper = Gossiper(
-                *self._layout(), overlap=self.overlap, every=self.gossip_every, max_delay=self.max_delay
+                *self._layout.lay_out(self.optimizers),
+                overlap=self.overlap,
+                every=self.gossip_every,
+                max_delay=self.max_delay,
             )
 
     def _link_up(self) -> Neighborhood:
-        """Connect to the neighbours, and open the door at which everybody can ask whether this worker is alive."""
         environment = self.cluster_environment
         assert environment is not None
         if self.world_size != self.topology.workers:  # an earlier fit of this process has lost workers
             self._topology = self.topology.rebuilt_for(self.world_size)
-        worker, topology = self.worker, self._exchanged_topology()
-        neighbors = topology.links(worker)
+        topology = self._exchanged_topology()
         if self.world_size == 1:
-            return Neighborhood(worker, topology, {}, on_loss=self.on_loss)
+            return Neighborhood(self.worker, topology, {}, on_loss=self.on_loss)
         local = stays_on_this_machine(environment, self.num_nodes)
-        store = torch.distributed.distributed_c10d._get_default_store()
-        membership = Membership.open(worker, self.world_size, store, door_host(environment.main_address, local))
-        timeout, nccl_device = max(self.gossip_timeout, _CONNECT_TIMEOUT), self._nccl_device
-        edges = connect_edges(worker, self.world_size, neighbors, timeout, nccl_device=nccl_device)
-        membership.watch(neighbors)
-        neighborhood = Neighborhood(worker, topology, edges, membership, EventLog(worker), self.on_loss)
-        self._assembly = Assembly(
-            membership,
-            neighborhood,
+        self._assembly = Assembly.link_up(
+            self.worker,
             topology,
+            door_host(environment.main_address, local),
+            self.on_loss,
             timeout=self.gossip_timeout,
             world_timeout=self._world_timeout,
             backend=self._process_group_backend or "gloo",
             device=self.root_device,
             on_regroup=self._take_rank,
-            nccl_device=nccl_device,
+            nccl_device=check_nccl_device(self.edges, self.root_device),
         )
         self._survivors_go_on(self.on_loss == "continue")
-        return neighborhood
-
-    @property
-    def _nccl_device(self) -> torch.device | None:
-        if self.edges == "gloo":
-            return None
-        if self.root_device.type != "cuda":
-            raise ValueError(
-                f"edges='nccl' needs a GPU for each worker, found {self.root_device}; edges='gloo' does not"
-            )
-        return self.root_device
+        return self._assembly.neighborhood
 
     def _survivors_go_on(self, value: bool) -> None:
         """Tell the launcher, which by itself ends everybody when one worker fails."""
@@ -416,7 +398,10 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         agree_on_versions(self.lightning_module.trainer)
         if self._restored is not None:
             assert self._gossiper is not None
-            self._follow_optimizers(self._gossiper)  # a callback may just have handed them what was unfrozen once
+            assert self._layout is not None
+            self._layout.follow(
+                self.optimizers, self._gossiper
+            )  # a callback may just have handed them what was unfrozen once
             self._gossiper.load_state_dict(self._restored["gossip"])
 
     # ---- the way of a batch ----
@@ -447,10 +432,10 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         return output
 
     def _batch_has_stepped(self) -> None:
-        gossiper = self._gossiper
-        if gossiper is None:
+        gossiper, layout = self._gossiper, self._layout
+        if gossiper is None or layout is None:
             return
-        self._follow_optimizers(gossiper)
+        layout.follow(self.optimizers, gossiper)
         gossiper.tamper = self.tamper
         gossiper.step()
         if self._assembly is not None:
@@ -558,33 +543,9 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
     def _is_fitting(self) -> bool:
         return self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
 
-    def _follow_optimizers(self, gossiper: Gossiper) -> None:
-        """Gossip what the optimizers and the module hold now: callbacks unfreeze, user code rebinds buffers."""
-        if self._signature() == self._gossiped:
-            return
-        assert self.lightning_module is not None
-        named = gossiped_tensors(self.lightning_module, self.optimizers, self.buffers)
-        if describe_tensors(named.items(), "tensor") == list(gossiper.vector.layout):
-            gossiper.vector.rebind(list(named.values()))
-            self._gossiped = self._signature()
-        else:
-            gossiper.relayout(*self._layout())
-
-    def _signature(self) -> list[int]:
-        """Which tensors gossip, cheaply enough to ask after every batch."""
-        held = [id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
-        if self.buffers == "average":
-            assert self.lightning_module is not None
-            held += [id(buffer) for buffer in self.lightning_module.buffers()]
-        return held
-
-    def _layout(self) -> tuple[FlatVector, Exchange]:
-        assert self.lightning_module is not None
-        self._gossiped = self._signature()
-        named = gossiped_tensors(self.lightning_module, self.optimizers, self.buffers)
-        vector = gossiped_vector(named, self.optimizers, on_device=self.edges == "nccl")
+    def _make_exchange(self, vector: FlatVector) -> Exchange:
         assert self._neighborhood is not None
-        exchange = Exchange(
+        return Exchange(
             vector,
             self._neighborhood,
             1 if self._merges else self.rounds,
@@ -593,7 +554,6 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             self.outer,
             self.seed,
         )
-        return vector, exchange
 
     def _description(self) -> list[str]:
         """What has to be the same on all workers, as lines of text."""
