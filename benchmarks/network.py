@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
-import importlib.metadata
 import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,32 +21,10 @@ from typing import Any
 from network_crew import Crew, FormFailed, choose_steps
 from network_forms import FORMS, NETWORKS, NO_COMMUNICATION, select_forms
 from network_report import load_results, merge_run, save_results, summarise, table
+from recording import describe_machine
 from shaped_network import NetworkUnavailable, PrivateLoopback, ShapedNetwork, stop_on_sigterm, why_unavailable
 
 _LOADS = ("accelerator", "cpu")
-
-
-def describe_machine() -> dict[str, Any]:
-    """What a reader needs to know of the machine that measured.
-
-    Example:
-        >>> sorted(describe_machine())
-        ['cores', 'kernel', 'lightning', 'memory_gib', 'processor', 'python', 'torch']
-    """
-    processor, memory_gib = platform.processor() or platform.machine(), None
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-        memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "memory_gib": memory_gib,
-        "kernel": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
-        "lightning": importlib.metadata.version("lightning"),
-    }
 
 
 def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:

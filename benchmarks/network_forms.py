@@ -97,8 +97,14 @@ FORMS: dict[str, Form] = {
     "gossip, one peer, PowerGossip, every 2, late": _one_peer(
         compression=Make("PowerGossip", {"rank": 1}), gossip_every=2, max_delay=None
     ),
+    "gossip, one peer, PowerGossip, every 8, late": _one_peer(
+        compression=Make("PowerGossip", {"rank": 1}), gossip_every=8, max_delay=None
+    ),
     "gossip, one peer, RandomSubset 5 %": _one_peer(compression=Make("RandomSubset", {"fraction": 0.05})),
     "gossip, one peer, every 8, outer step": _one_peer(gossip_every=8, outer=Make("OuterNesterov")),
+    "gossip, one peer, every 8, outer step, late": _one_peer(
+        gossip_every=8, outer=Make("OuterNesterov"), max_delay=None
+    ),
 }
 
 

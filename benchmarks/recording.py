@@ -5,6 +5,7 @@ Nothing here measures; it only keeps what was measured together with where and h
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -13,8 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 __all__ = ["RESULTS", "describe_machine", "markdown_table", "save_results"]
 
@@ -26,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
 
     Example:
         >>> sorted(describe_machine())
-        ['cores', 'memory_gib', 'processor', 'python', 'system', 'torch']
+        ['cores', 'kernel', 'lightning', 'memory_gib', 'processor', 'python', 'torch']
     """
     processor = platform.processor() or platform.machine()
     try:
@@ -39,9 +38,11 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(memory_bytes / 2**30, 1),
-        "system": platform.system(),
+        "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        # From the metadata: who only starts processes that measure does not import torch.
+        "torch": importlib.metadata.version("torch"),
+        "lightning": importlib.metadata.version("lightning"),
     }
 
 

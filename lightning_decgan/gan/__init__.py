@@ -3,6 +3,8 @@
 The wing stands on :mod:`lightning_decgan.optim` and knows nothing of workers: it trains under any Lightning strategy.
 """
 
+from lightning_decgan.gan.augment import AUGMENTATIONS, DiffAugment, get_augment
+from lightning_decgan.gan.game import Game
 from lightning_decgan.gan.losses import (
     LOSSES,
     GANLoss,
@@ -10,28 +12,37 @@ from lightning_decgan.gan.losses import (
     LeastSquares,
     LossPair,
     NonSaturating,
+    RelativisticAverage,
     Wasserstein,
     get_loss,
 )
 from lightning_decgan.gan.module import DecentralizedGANModule
 from lightning_decgan.gan.networks import DCGANDiscriminator, DCGANGenerator
-from lightning_decgan.gan.penalties import PENALTIES, get_penalty, r1, wgan_gp
-from lightning_decgan.gan.step import StepReport, alternating_step, simultaneous_step
+from lightning_decgan.gan.penalties import PENALTIES, LazyPenalty, dragan, get_penalty, r1, wgan_gp
+from lightning_decgan.gan.step import StepReport, alternating_step, extragradient_step, simultaneous_step
 
 __all__ = [
+    "AUGMENTATIONS",
     "LOSSES",
     "PENALTIES",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DecentralizedGANModule",
+    "DiffAugment",
     "GANLoss",
+    "Game",
     "Hinge",
+    "LazyPenalty",
     "LeastSquares",
     "LossPair",
     "NonSaturating",
+    "RelativisticAverage",
     "StepReport",
     "Wasserstein",
     "alternating_step",
+    "dragan",
+    "extragradient_step",
+    "get_augment",
     "get_loss",
     "get_penalty",
     "r1",

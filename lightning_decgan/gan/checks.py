@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["count", "image_batch", "number", "separate_players"]
+__all__ = ["class_labels", "count", "image_batch", "number", "number_of_classes", "separate_players"]
 
 
 def count(name: str, value: Any) -> int:
@@ -65,6 +65,47 @@ def image_batch(batch: Any) -> Tensor:
             f"found {images.dtype} of shape {tuple(images.shape)}"
         )
     return images
+
+
+def class_labels(batch: Any, num_classes: int) -> Tensor:
+    """The classes of a batch ``(images, labels)``.
+
+    Raises:
+        TypeError: What is found there is not an integer tensor ``(n,)``.
+
+    Example:
+        >>> import torch
+        >>> class_labels((torch.zeros(2, 1, 8, 8), torch.tensor([3, 1])), num_classes=10)
+        tensor([3, 1])
+    """
+    labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        found = (
+            f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        )
+        raise TypeError(
+            f"batch must be (images, labels) with integer labels (n,) from 0 to {num_classes - 1}, because the networks"
+            f" are class-conditional; found {found} for labels"
+        )
+    return labels.long()
+
+
+def number_of_classes(generator: nn.Module, discriminator: nn.Module) -> int | None:
+    """Of how many classes both players know, their attribute ``num_classes``; None if they know of none.
+
+    Raises:
+        ValueError: One knows of others than the other.
+
+    Example:
+        >>> number_of_classes(nn.Linear(2, 3), nn.Linear(3, 1)) is None
+        True
+    """
+    classes = [getattr(player, "num_classes", None) for player in (generator, discriminator)]
+    if classes[0] != classes[1]:
+        raise ValueError(
+            f"generator and discriminator must have the same num_classes, found {classes[0]} and {classes[1]}"
+        )
+    return None if classes[0] is None else count("num_classes", classes[0])
 
 
 def separate_players(generator: nn.Module, discriminator: nn.Module) -> None:

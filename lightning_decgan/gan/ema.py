@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["averaged_copy", "update_average"]
+__all__ = ["averaged_copy", "update_average", "warmed_up"]
 
 
 def averaged_copy(network: nn.Module) -> nn.Module:
@@ -28,9 +29,24 @@ def averaged_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(getattr(network, "_orig_mod", network)).requires_grad_(False)
 
 
+def warmed_up(decay: float, updates: int) -> float:
+    """The decay of an average that is still young: ``min(decay, (1 + n) / (10 + n))`` after n updates.
+
+    Without it an average of decay 0.999 is mostly the untrained network for its first thousand steps.
+
+    Example:
+        >>> [round(warmed_up(0.999, n), 3) for n in (0, 10, 100_000)]
+        [0.1, 0.55, 0.999]
+    """
+    return min(decay, (1 + updates) / (10 + updates))
+
+
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """One step of the average: ``average = decay * average + (1 - decay) * parameter``; buffers are copied.
+    """One step of the average: ``average = decay * average + (1 - decay) * value``, for parameters and statistics.
+
+    The running statistics of normalisation layers belong to the weights that they were taken with, so they are averaged
+    as well; other buffers (counters, the singular vectors of spectral normalisation) are copied.
 
     Args:
         average: What :func:`averaged_copy` made of ``network``.
@@ -49,8 +65,16 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
         >>> ema.weight.item()
         0.25
     """
-    means, values = list(average.parameters()), [parameter.detach() for parameter in network.parameters()]
+    means: list[Tensor] = list(average.parameters())
+    values: list[Tensor] = [parameter.detach() for parameter in network.parameters()]
+    statistics = {
+        id(buffer) for layer in average.modules() if isinstance(layer, _NormBase) for buffer in layer.buffers()
+    }
+    for mean, buffer in zip(average.buffers(), network.buffers(), strict=True):
+        if id(mean) in statistics and mean.is_floating_point():
+            means.append(mean)
+            values.append(buffer)
+        else:
+            mean.copy_(buffer)
     if means:
         get_ema_multi_avg_fn(decay)(means, values, 0)
-    for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
-        copied.copy_(buffer)

@@ -1,15 +1,16 @@
 """The two-player losses: what each player minimises, given the discriminator's logits.
 
 A loss is an object with two methods, ``discriminator(real_logits, fake_logits)`` and ``generator(fake_logits)``, each
-returning a scalar to be minimised. Both see raw logits (no sigmoid is applied anywhere else), so one forward of the
-discriminator over the fakes serves both. This module never calls a network and never takes a gradient.
+returning a scalar to be minimised; one with the attribute ``relative`` has ``generator(fake_logits, real_logits)``.
+Both see raw logits (no sigmoid is applied anywhere else), so one forward of the discriminator over the fakes serves
+both. This module never calls a network and never takes a gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +23,7 @@ __all__ = [
     "LossPair",
     "LossSpec",
     "NonSaturating",
+    "RelativisticAverage",
     "Wasserstein",
     "get_loss",
 ]
@@ -142,6 +144,49 @@ class LeastSquares:
 
 
 @dataclass(frozen=True)
+class RelativisticAverage:
+    r"""Each kind of images is judged against the average of the other: is this one more real than those?
+
+    With :math:`\tilde D(x) = D(x) - E[D(G(z))]`, :math:`\tilde D(G(z)) = D(G(z)) - E[D(x)]` and the discriminator's
+    loss :math:`L(\text{real}, \text{fake})` of the base,
+
+    .. math::
+        L_D = L(\tilde D(x), \tilde D(G(z))), \qquad L_G = L(\tilde D(G(z)), \tilde D(x))
+
+    Args:
+        base: ``"non_saturating"`` (RaSGAN) or ``"hinge"`` (RaHingeGAN).
+
+    Raises:
+        ValueError: The base is neither.
+
+    Source: Jolicoeur-Martineau 2019, "The Relativistic Discriminator: a Key Element Missing from Standard GAN"
+    (arXiv:1807.00734), section 4.2.
+
+    Example:
+        >>> import torch
+        >>> loss = RelativisticAverage("hinge")
+        >>> real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 1.0])
+        >>> loss.discriminator(real, fake).item(), loss.generator(fake, real).item()
+        (1.0, 4.0)
+    """
+
+    base: str = "non_saturating"
+    relative: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.base not in ("non_saturating", "hinge"):
+            raise ValueError(f"base must be 'non_saturating' or 'hinge', found {self.base!r}")
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """``L(D(x) - E[D(G(z))], D(G(z)) - E[D(x)])``."""
+        return LOSSES[self.base].discriminator(real_logits - fake_logits.mean(), fake_logits - real_logits.mean())
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+        """``L(D(G(z)) - E[D(x)], D(x) - E[D(G(z))])``."""
+        return self.discriminator(fake_logits, real_logits)
+
+
+@dataclass(frozen=True)
 class LossPair:
     """Two functions as one loss, for a game that is written down in two lines.
 
@@ -160,18 +205,26 @@ class LossPair:
     generator: Callable[[Tensor], Tensor]
 
 
-LossSpec: TypeAlias = str | GANLoss | LossPair | tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]
+LossSpec: TypeAlias = (
+    str
+    | GANLoss
+    | RelativisticAverage
+    | LossPair
+    | tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]
+)
 
-LOSSES: dict[str, GANLoss] = {
+LOSSES: dict[str, GANLoss | RelativisticAverage] = {
     "non_saturating": NonSaturating(),
     "hinge": Hinge(),
     "wasserstein": Wasserstein(),
     "least_squares": LeastSquares(),
+    "relativistic_average": RelativisticAverage(),
+    "relativistic_average_hinge": RelativisticAverage("hinge"),
 }
 """The losses that can be asked for by name."""
 
 
-def get_loss(loss: LossSpec) -> GANLoss | LossPair:
+def get_loss(loss: LossSpec) -> GANLoss | RelativisticAverage | LossPair:
     """The loss that a name, an object or a pair of functions stands for.
 
     Args:

@@ -8,7 +8,7 @@ rank.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,13 +19,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
-from lightning_decgan.gan.checks import count, image_batch, number, separate_players
-from lightning_decgan.gan.ema import averaged_copy, update_average
+from lightning_decgan.gan.augment import AugmentSpec, get_augment
+from lightning_decgan.gan.checks import class_labels, count, image_batch, number, number_of_classes, separate_players
+from lightning_decgan.gan.ema import averaged_copy, update_average, warmed_up
+from lightning_decgan.gan.game import Game, Labels, full_precision
+from lightning_decgan.gan.independence import treats_samples_independently
 from lightning_decgan.gan.losses import LossSpec, get_loss
-from lightning_decgan.gan.penalties import PenaltySpec, get_penalty
+from lightning_decgan.gan.penalties import LazyPenalty, PenaltySpec
 from lightning_decgan.gan.sampling import evaluating, seeded
-from lightning_decgan.gan.step import StepReport, alternating_step, full_precision, judge, simultaneous_step
-from lightning_decgan.optim import OptimisticAdam
+from lightning_decgan.gan.step import StepReport, alternating_step, extragradient_step, simultaneous_step
+from lightning_decgan.optim import OptimisticAdam, get_optimizer
 
 __all__ = ["DEFAULT_OPTIMIZER", "SCHEDULES", "DecentralizedGANModule"]
 
@@ -35,35 +38,53 @@ SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 DEFAULT_OPTIMIZER: OptimizerFactory = functools.partial(OptimisticAdam, betas=(0.5, 0.9))
 """Optimistic Adam with the betas that are usual for GANs."""
 
-SCHEDULES = {"simultaneous": simultaneous_step, "alternating": alternating_step}
+SCHEDULES = {
+    "simultaneous": simultaneous_step,
+    "alternating": alternating_step,
+    "extragradient": extragradient_step,
+}
 """How the two players take turns within a batch."""
 
 
-class DecentralizedGANModule(LightningModule):
+class DecentralizedGANModule(LightningModule, Game):
     """A GAN whose two players move at once, by default with optimistic Adam, under whatever strategy the Trainer has.
 
     Override one method to change one thing: :meth:`discriminator_loss`, :meth:`generator_loss`, :meth:`penalty`,
-    :meth:`sample_latent`, :meth:`real_images`.
+    :meth:`sample_latent`, :meth:`sample_labels`, :meth:`real_images`, :meth:`real_labels`.
 
     Args:
-        generator: Maps latents ``(n, latent_dim)`` to images ``(n, C, H, W)`` in [-1, 1].
+        generator: Maps latents ``(n, latent_dim)`` to images ``(n, C, H, W)`` in [-1, 1]. With an attribute
+            ``num_classes`` that is not None it is called with labels ``(n,)`` as well, and so is the discriminator,
+            which must have as many; batches are then ``(images, labels)``.
         discriminator: Maps images to logits ``(n,)`` (no sigmoid). The two networks share no parameter.
         latent_dim: Length of a latent vector; ``generator.latent_dim`` by default.
         loss: A name of :data:`~lightning_decgan.gan.losses.LOSSES`, an object with its two methods, or a pair of
             callables ``(discriminator, generator)``.
-        penalty: None, ``"r1"``, ``"wgan_gp"``, or a callable ``(discriminator, real, fake) -> scalar``.
-        penalty_weight: Factor of the penalty (the papers' gamma and lambda).
-        penalty_every_steps: Compute the penalty on each n-th step of the discriminator only, with n times the weight
-            (lazy regularization: Karras et al. 2020, arXiv:1912.04958, appendix B).
-        optimizer: A callable ``(params, lr=...) -> torch.optim.Optimizer`` that makes each player's optimizer.
+        penalty: None, a name of :data:`~lightning_decgan.gan.penalties.PENALTIES`, a callable
+            ``(discriminator, real, fake) -> scalar``, or a list of
+            :class:`~lightning_decgan.gan.penalties.LazyPenalty`, each with a weight and an interval of its own.
+        penalty_weight: Factor of a single penalty (the papers' gamma and lambda).
+        penalty_every_steps: Compute a single penalty on each n-th step of the discriminator only, with n times the
+            weight (lazy regularization: Karras et al. 2020, arXiv:1912.04958, appendix B).
+        augment: What real and generated images go through before the discriminator sees them: None, a policy such as
+            ``"color,translation,cutout"`` (:class:`~lightning_decgan.gan.augment.DiffAugment`), or a differentiable
+            callable of images.
+        optimizer: A callable ``(params, lr=...) -> torch.optim.Optimizer`` that makes each player's optimizer, or the
+            name of one in :mod:`lightning_decgan.optim` or :mod:`torch.optim`.
         generator_lr: Learning rate of the generator.
         discriminator_lr: Learning rate of the discriminator.
         lr_scheduler: A callable ``optimizer -> scheduler``; stepped once per training batch.
+        generator_clip_norm: Shorten the generator's gradient to this Euclidean norm; None leaves it.
+        discriminator_clip_norm: The same for the discriminator.
         ema_decay: Decay per generator step of the averaged generator; None keeps no average.
+        ema_warmup: Begin with a short memory, of decay ``(1 + n) / (10 + n)`` after n generator steps.
         generator_every_steps: The generator moves on each n-th training batch, the first included. With n the
             discriminator moves n times as often (``n_critic``).
         discriminator_every_steps: The same for the discriminator. One of the two must be 1.
-        schedule: ``"simultaneous"`` or ``"alternating"`` (the generator meets the discriminator after its step).
+        schedule: ``"simultaneous"``, ``"alternating"`` (the generator meets the discriminator after its step), or
+            ``"extragradient"`` (two gradients a step; needs ``ExtraAdam`` or ``ExtraSGD``).
+        joint: Run the discriminator over real and generated images in one batch, and take both players' gradients from
+            one backward through it; right where it treats samples independently. None finds out at the first batch.
 
     Attributes:
         batches_seen: Training batches so far. Saved in checkpoints, so that turns go on where they stopped.
@@ -90,17 +111,22 @@ class DecentralizedGANModule(LightningModule):
         *,
         latent_dim: int | None = None,
         loss: LossSpec = "non_saturating",
-        penalty: PenaltySpec = None,
+        penalty: PenaltySpec | Sequence[LazyPenalty] = None,
         penalty_weight: float = 10.0,
         penalty_every_steps: int = 1,
-        optimizer: OptimizerFactory = DEFAULT_OPTIMIZER,
+        augment: AugmentSpec = None,
+        optimizer: str | OptimizerFactory = DEFAULT_OPTIMIZER,
         generator_lr: float = 2e-4,
         discriminator_lr: float = 2e-4,
         lr_scheduler: SchedulerFactory | None = None,
+        generator_clip_norm: float | None = None,
+        discriminator_clip_norm: float | None = None,
         ema_decay: float | None = 0.999,
+        ema_warmup: bool = True,
         generator_every_steps: int = 1,
         discriminator_every_steps: int = 1,
         schedule: str = "simultaneous",
+        joint: bool | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -109,8 +135,8 @@ class DecentralizedGANModule(LightningModule):
             if not hasattr(generator, "latent_dim"):
                 raise ValueError(f"latent_dim must be given: {type(generator).__name__} has no attribute latent_dim")
             latent_dim = int(generator.latent_dim)  # type: ignore[arg-type]
-        if not callable(optimizer):
-            raise TypeError(f"optimizer must be a callable (params, lr=...), found {type(optimizer).__name__}")
+        self.num_classes = number_of_classes(generator, discriminator)
+        make_optimizer = get_optimizer(optimizer)
         if lr_scheduler is not None and not callable(lr_scheduler):
             raise TypeError(f"lr_scheduler must be a callable of an optimizer, found {type(lr_scheduler).__name__}")
         if schedule not in SCHEDULES:
@@ -129,23 +155,34 @@ class DecentralizedGANModule(LightningModule):
             )
         if ema_decay is not None:
             number("ema_decay", ema_decay, "in [0, 1), or None", lambda decay: 0 <= decay < 1)
-        self.ema_decay = ema_decay
+        for name, norm in (
+            ("generator_clip_norm", generator_clip_norm),
+            ("discriminator_clip_norm", discriminator_clip_norm),
+        ):
+            if norm is not None:
+                number(name, norm, "> 0, or None", lambda norm: norm > 0)
+        self.generator_clip_norm, self.discriminator_clip_norm = generator_clip_norm, discriminator_clip_norm
+        self.ema_decay, self.ema_warmup = ema_decay, ema_warmup
         self.schedule = schedule
         self.loss = get_loss(loss)
+        self.relative = bool(getattr(self.loss, "relative", False))
+        self.augment = get_augment(augment)
         self.batches_seen = 0
-        self._penalty = get_penalty(penalty)
-        self._make_optimizer = optimizer
+        self._joint, self.joint = joint, bool(joint)
+        self._penalties = _penalties(penalty, self.penalty_weight, self.penalty_every_steps)
+        self._make_optimizer = make_optimizer
         self._make_scheduler = lr_scheduler
 
         self.generator, self.discriminator = generator, discriminator
         self.ema_generator = None if ema_decay is None else averaged_copy(generator)
 
-        objects = {"loss": loss, "penalty": penalty}
+        objects = {"loss": loss, "penalty": penalty, "augment": augment}
         plain = [name for name, value in objects.items() if value is None or isinstance(value, str)]
         self.save_hyperparameters(
             *plain,
             *("latent_dim", "penalty_weight", "penalty_every_steps", "generator_lr", "discriminator_lr", "ema_decay"),
-            *("generator_every_steps", "discriminator_every_steps", "schedule"),
+            *("generator_every_steps", "discriminator_every_steps", "schedule", "ema_warmup", "joint"),
+            *("generator_clip_norm", "discriminator_clip_norm"),
         )
 
     # What a subclass may want to say differently
@@ -154,43 +191,62 @@ class DecentralizedGANModule(LightningModule):
         """The scalar that the discriminator minimises, without the penalty; logits are ``(n,)``, float32 or better."""
         return self.loss.discriminator(real_logits, fake_logits)
 
-    def generator_loss(self, fake_logits: Tensor) -> Tensor:
-        """The scalar that the generator minimises."""
-        return self.loss.generator(fake_logits)
+    @override
+    def generator_loss(self, fake_logits: Tensor, *real_logits: Tensor) -> Tensor:
+        """The scalar that the generator minimises; the real logits come along where the loss is relative."""
+        return self.loss.generator(fake_logits, *real_logits)
 
-    def penalty(self, real: Tensor, fake: Tensor) -> Tensor | None:
+    @override
+    def penalty(self, real: Tensor, fake: Tensor, *labels: Tensor) -> Tensor | None:
         """The weighted scalar added to the discriminator's loss in this step, or None.
 
         Args:
             real: Real images.
             fake: Generated images, without a graph.
+            labels: The real images' classes, where the game is conditional.
         """
-        if self._penalty is None or self.penalty_weight == 0 or not self.penalty_due:
-            return None
-        return self.penalty_weight * self.penalty_every_steps * self._penalty(self.discriminator, real, fake)
+        step = self.batches_seen // self.discriminator_every_steps
+        due = [penalty for penalty in self._penalties if penalty.is_due(step)]
+        plain = self.augment is None and not labels
+        critic = self.discriminator if plain else lambda images: self.judge(images, *labels)
+        return torch.stack([penalty(critic, real, fake) for penalty in due]).sum() if due else None
 
     def sample_latent(self, n: int) -> Tensor:
         """Latents ``(n, latent_dim)`` from N(0, I), of the generator's dtype and device, from the global RNG."""
         like = next(self.generator.parameters())
         return torch.randn(n, self.latent_dim, device=like.device, dtype=like.dtype)
 
+    def sample_labels(self, n: int) -> Tensor:
+        """Classes ``(n,)`` to generate, drawn uniformly from the global RNG; for conditional generators only."""
+        assert self.num_classes is not None
+        return torch.randint(self.num_classes, (n,), device=self._sampling_device)
+
     def real_images(self, batch: Any) -> Tensor:
         """The real images ``(n, C, H, W)`` of a batch: the batch itself or the first element of a sequence."""
         return image_batch(batch)
 
+    def real_labels(self, batch: Any) -> Tensor:
+        """The classes ``(n,)`` of the real images: the second element of a batch; for conditional games only."""
+        assert self.num_classes is not None
+        return class_labels(batch, self.num_classes)
+
     # What one calls
 
     @override
-    def forward(self, latent: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images ``(n, C, H, W)`` from latents, by the generator in training."""
-        return self.generator(latent)
+        return self.generate(latent, labels)
 
     @torch.no_grad()
-    def sample(self, n: int, *, seed: int | None = None, ema: bool = True) -> Tensor:
+    def sample(
+        self, n: int, *, labels: Tensor | int | None = None, seed: int | None = None, ema: bool = True
+    ) -> Tensor:
         """Generate images, in evaluation mode; the mode is put back afterwards.
 
         Args:
             n: How many.
+            labels: For a conditional generator: the classes ``(n,)``, or one class for all. None takes the classes in
+                turn, 0, 1, 2, ..., so that every class is drawn.
             seed: Seed of the latents. The same seed gives the same latents on the same kind of device, and the global
                 random state stays untouched. None draws from the global random state.
             ema: Use the averaged generator, where there is one.
@@ -199,12 +255,14 @@ class DecentralizedGANModule(LightningModule):
             ``(n, C, H, W)`` in [-1, 1], on the module's device.
 
         Raises:
-            ValueError: ``n`` is not a positive integer.
+            ValueError: ``n`` is not a positive integer, or labels are given to a generator without classes, or are not
+                classes.
         """
         count("n", n)
         network = self.ema_generator if ema and self.ema_generator is not None else self.generator
+        asked = self._asked_labels(n, labels)
         with evaluating(network), seeded(seed, self._sampling_device):
-            return full_precision(network(self.sample_latent(n)))
+            return full_precision(network(self.sample_latent(n), *asked))
 
     # What Lightning calls
 
@@ -229,14 +287,18 @@ class DecentralizedGANModule(LightningModule):
     @override
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One step of the game; logs the losses, the penalty and the mean logits of this worker."""
-        real = self.real_images(batch)
+        real, labels = self.real_images(batch), self._labels(batch)
         optimizers: list[Optimizer] = self.optimizers()  # type: ignore[assignment]
         discriminator_optimizer = self._on_turn(optimizers[0], self.discriminator_every_steps)
         generator_optimizer = self._on_turn(optimizers[1], self.generator_every_steps)
         step, latent = SCHEDULES[self.schedule], self.sample_latent(len(real))
-        report = step(self, real, latent, discriminator_optimizer, generator_optimizer)
+        if self._joint is None:
+            self._joint = self.joint = self._may_be_joint(real, latent, labels)
+        report = step(self, real, latent, discriminator_optimizer, generator_optimizer, labels)
         if generator_optimizer is not None and self.ema_generator is not None and self.ema_decay is not None:
-            update_average(self.ema_generator, self.generator, self.ema_decay)
+            updates = self.batches_seen // self.generator_every_steps
+            decay = warmed_up(self.ema_decay, updates) if self.ema_warmup else self.ema_decay
+            update_average(self.ema_generator, self.generator, decay)
         if self._make_scheduler is not None:
             for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
                 scheduler.step()
@@ -249,12 +311,13 @@ class DecentralizedGANModule(LightningModule):
         """Both losses on a batch, without penalty, as ``val/...``; updates nothing, the random state included."""
         real = self.real_images(batch)
         with seeded(batch_idx, self._sampling_device):
-            fake = self.generator(self.sample_latent(len(real)))
-        real_logits, fake_logits = judge(self.discriminator, real, fake)
-        assert real_logits is not None
+            labels = self._labels(batch)
+            real_labels, fake_labels = labels or (None, None)
+            fake = self.generate(self.sample_latent(len(real)), fake_labels)
+            real_logits, fake_logits = self.judge(real, real_labels), self.judge(fake, fake_labels)
         report = StepReport(
             discriminator_loss=self.discriminator_loss(real_logits, fake_logits),
-            generator_loss=self.generator_loss(fake_logits),
+            generator_loss=self.generator_loss(fake_logits, *([real_logits] if self.relative else [])),
             real_logits=real_logits.mean(),
             fake_logits=fake_logits.mean(),
         )
@@ -273,11 +336,7 @@ class DecentralizedGANModule(LightningModule):
     # What the step asks for
 
     @property
-    def penalty_due(self) -> bool:
-        """Whether the discriminator's present step is one with a penalty."""
-        return (self.batches_seen // self.discriminator_every_steps) % self.penalty_every_steps == 0
-
-    @property
+    @override
     def scaler(self) -> torch.amp.GradScaler | None:
         """The loss scaler of 16-bit mixed precision, None with any other precision."""
         return None if self._trainer is None else getattr(self._trainer.precision_plugin, "scaler", None)
@@ -285,6 +344,37 @@ class DecentralizedGANModule(LightningModule):
     @property
     def _sampling_device(self) -> torch.device:
         return next(self.generator.parameters()).device
+
+    def _labels(self, batch: Any) -> Labels | None:
+        """The classes of a batch's real images and those to generate, where the game is conditional."""
+        if self.num_classes is None:
+            return None
+        real = self.real_labels(batch)
+        return real, self.sample_labels(len(real))
+
+    def _asked_labels(self, n: int, labels: Tensor | int | None) -> tuple[Tensor, ...]:
+        if self.num_classes is None:
+            if labels is not None:
+                raise ValueError("labels must be None: the generator has no classes (num_classes)")
+            return ()
+        device = self._sampling_device
+        if labels is None:
+            return (torch.arange(n, device=device) % self.num_classes,)
+        asked = torch.full((n,), labels) if isinstance(labels, int) else torch.as_tensor(labels)
+        if (
+            asked.shape != (n,)
+            or asked.is_floating_point()
+            or not bool(((asked >= 0) & (asked < self.num_classes)).all())
+        ):
+            raise ValueError(f"labels must be {n} classes from 0 to {self.num_classes - 1}, found {labels!r}")
+        return (asked.to(device),)
+
+    @torch.no_grad()
+    def _may_be_joint(self, real: Tensor, latent: Tensor, labels: Labels | None) -> bool:
+        """Try the discriminator with a first batch; the training that follows is as if this had not been."""
+        with seeded(0, self._sampling_device), evaluating(self.generator):
+            fake = self.generate(latent, None if labels is None else labels[1])
+        return fake.shape == real.shape and treats_samples_independently(self, real, fake, labels)
 
     def _on_turn(self, optimizer: Optimizer, every_steps: int) -> Optimizer | None:
         """The optimizer of a player that moves on this batch; a player that is wholly frozen rests."""
@@ -298,3 +388,16 @@ class DecentralizedGANModule(LightningModule):
         for values, shown in ((losses, prog_bar), (others, False)):
             found = {prefix + name: value for name, value in values.items() if value is not None}
             self.log_dict(found, prog_bar=shown, batch_size=batch_size, **how)
+
+
+def _penalties(
+    penalty: PenaltySpec | Sequence[LazyPenalty], weight: float, every_steps: int
+) -> tuple[LazyPenalty, ...]:
+    if penalty is None:
+        return ()
+    if isinstance(penalty, Sequence) and not isinstance(penalty, str):
+        for one in penalty:
+            if not isinstance(one, LazyPenalty):
+                raise TypeError(f"penalty as a list must hold LazyPenalty objects, found {type(one).__name__}")
+        return tuple(penalty)
+    return (LazyPenalty(penalty, weight, every_steps),)

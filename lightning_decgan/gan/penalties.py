@@ -9,18 +9,23 @@ weights itself (the caller multiplies) and never sends a gradient into the gener
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["PENALTIES", "Penalty", "PenaltySpec", "get_penalty", "r1", "wgan_gp"]
+from lightning_decgan.gan.checks import count, number
 
-Penalty: TypeAlias = Callable[[nn.Module, Tensor, Tensor], Tensor]
+__all__ = ["PENALTIES", "Critic", "LazyPenalty", "Penalty", "PenaltySpec", "dragan", "get_penalty", "r1", "wgan_gp"]
+
+Critic: TypeAlias = Callable[[Tensor], Tensor]
+"""Images to logits: a discriminator, or one that augments or knows the images' classes."""
+Penalty: TypeAlias = Callable[[Critic, Tensor, Tensor], Tensor]
 PenaltySpec: TypeAlias = str | Penalty | None
 
 
-def r1(discriminator: nn.Module, real: Tensor, fake: Tensor | None = None) -> Tensor:
+def r1(discriminator: Critic, real: Tensor, fake: Tensor | None = None) -> Tensor:
     r"""The R1 penalty: the discriminator's slope at the real images.
 
     .. math::
@@ -41,6 +46,7 @@ def r1(discriminator: nn.Module, real: Tensor, fake: Tensor | None = None) -> Te
     (arXiv:1801.04406), equation 9.
 
     Example:
+        >>> from torch import nn
         >>> linear = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
         >>> _ = nn.init.constant_(linear[1].weight, 2.0)
         >>> r1(linear, torch.zeros(3, 1, 2, 2)).item()
@@ -49,7 +55,7 @@ def r1(discriminator: nn.Module, real: Tensor, fake: Tensor | None = None) -> Te
     return 0.5 * _slope(discriminator, real).square().sum(1).mean()
 
 
-def wgan_gp(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+def wgan_gp(discriminator: Critic, real: Tensor, fake: Tensor) -> Tensor:
     r"""The gradient penalty of WGAN-GP: the slope is pulled to 1 between real and generated images.
 
     .. math::
@@ -70,6 +76,7 @@ def wgan_gp(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs" (arXiv:1704.00028), equation 3.
 
     Example:
+        >>> from torch import nn
         >>> linear = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
         >>> _ = nn.init.constant_(linear[1].weight, 2.0)
         >>> wgan_gp(linear, torch.zeros(3, 1, 2, 2), torch.ones(3, 1, 2, 2)).item()
@@ -82,8 +89,38 @@ def wgan_gp(discriminator: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
     return (_slope(discriminator, between).norm(dim=1) - 1).square().mean()
 
 
+def dragan(discriminator: Critic, real: Tensor, fake: Tensor | None = None) -> Tensor:
+    r"""The DRAGAN penalty: the slope is pulled to 1 around the real images, wherever the generator is.
+
+    .. math::
+        P = E_{x, \delta} \, (\|\nabla D(x + \delta)\|_2 - 1)^2, \qquad
+        \delta = \tfrac12 \, \mathrm{std}(x) \, \epsilon, \quad \epsilon \sim U[0, 1] \text{ per pixel}
+
+    with the standard deviation over the whole batch, as in the authors' program (the paper writes Gaussian noise).
+
+    Args:
+        discriminator: The critic; without batch normalisation.
+        real: Real images, ``(n, C, H, W)``, floating point.
+        fake: Not used; there so that every penalty has the same arguments.
+
+    Returns:
+        A scalar that can be differentiated with respect to the discriminator's parameters.
+
+    Source: Kodali et al. 2017, "On Convergence and Stability of GANs" (arXiv:1705.07215), section 2.3.
+
+    Example:
+        >>> from torch import nn
+        >>> linear = nn.Sequential(nn.Flatten(), nn.Linear(4, 1, bias=False))
+        >>> _ = nn.init.constant_(linear[1].weight, 2.0)
+        >>> dragan(linear, torch.zeros(3, 1, 2, 2)).item()
+        9.0
+    """
+    around = real + 0.5 * real.std() * torch.rand_like(real)
+    return (_slope(discriminator, around).norm(dim=1) - 1).square().mean()
+
+
 @torch.compiler.disable
-def _slope(discriminator: nn.Module, images: Tensor) -> Tensor:
+def _slope(discriminator: Critic, images: Tensor) -> Tensor:
     """The gradient of each logit with respect to its own image, one row per image, itself differentiable."""
     images = images.detach().requires_grad_()
     autocast_off = torch.autocast(images.device.type, enabled=False)
@@ -93,7 +130,7 @@ def _slope(discriminator: nn.Module, images: Tensor) -> Tensor:
     return gradient.flatten(1)
 
 
-PENALTIES: dict[str, Penalty] = {"r1": r1, "wgan_gp": wgan_gp}
+PENALTIES: dict[str, Penalty] = {"r1": r1, "wgan_gp": wgan_gp, "dragan": dragan}
 """The penalties that can be asked for by name."""
 
 
@@ -126,3 +163,47 @@ def get_penalty(penalty: PenaltySpec) -> Penalty | None:
             f"found {type(penalty).__name__}"
         )
     return penalty
+
+
+@dataclass(frozen=True)
+class LazyPenalty:
+    """A penalty with its weight and its interval (lazy regularization).
+
+    On each n-th step of the discriminator the penalty counts n times as much, so its mean over steps stays.
+
+    Args:
+        penalty: A key of :data:`PENALTIES`, or a callable ``(discriminator, real, fake) -> scalar``.
+        weight: Its factor, >= 0 (the papers' gamma and lambda).
+        every_steps: n.
+
+    Raises:
+        ValueError: A setting is out of range, or the name is not known.
+        TypeError: The penalty is neither a name nor a callable.
+
+    Source: Karras et al. 2020 (arXiv:1912.04958), appendix B.
+
+    Example:
+        >>> lazy = LazyPenalty("r1", weight=0.1, every_steps=16)
+        >>> [step for step in range(40) if lazy.is_due(step)]
+        [0, 16, 32]
+    """
+
+    penalty: PenaltySpec
+    weight: float = 10.0
+    every_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if get_penalty(self.penalty) is None:
+            raise TypeError("penalty must be a name or a callable, found None")
+        number("weight", self.weight, ">= 0", lambda weight: weight >= 0)
+        count("every_steps", self.every_steps)
+
+    def is_due(self, step: int) -> bool:
+        """Whether the discriminator's step of this number, from 0, is one with this penalty."""
+        return self.weight > 0 and step % self.every_steps == 0
+
+    def __call__(self, discriminator: Critic, real: Tensor, fake: Tensor) -> Tensor:
+        """The penalty, weighted."""
+        penalty = get_penalty(self.penalty)
+        assert penalty is not None
+        return self.weight * self.every_steps * penalty(discriminator, real, fake)

@@ -5,7 +5,9 @@ They know nothing of workers, networks or players; what makes a run decentralize
 """
 
 from lightning_decgan.optim.adam import OptimisticAdam
+from lightning_decgan.optim.extragradient import ExtraAdam, ExtraSGD
+from lightning_decgan.optim.named import get_optimizer
 from lightning_decgan.optim.optimistic import OptimisticOptimizer
 from lightning_decgan.optim.sgd import OptimisticSGD
 
-__all__ = ["OptimisticAdam", "OptimisticOptimizer", "OptimisticSGD"]
+__all__ = ["ExtraAdam", "ExtraSGD", "OptimisticAdam", "OptimisticOptimizer", "OptimisticSGD", "get_optimizer"]

@@ -156,8 +156,10 @@ class OptimisticOptimizer(Optimizer):
             gradients = torch._foreach_neg(gradients)
         if group["weight_decay"] and not group.get("decoupled_weight_decay", False):
             gradients = torch._foreach_add(gradients, points, alpha=group["weight_decay"])
-        updates = self._updates(group, parameters, points, gradients)
+        self._move(parameters, points, self._updates(group, parameters, points, gradients))
 
+    def _move(self, parameters: list[Tensor], points: list[Tensor], updates: TensorList) -> None:
+        """Move the live points, given what the base method wants: `Z += u_{k-1} - 2 u_k`."""
         previous = self._state_tensors(parameters, "previous_update")
         # The small numbers meet first, so that the parameter is rounded once a step.
         torch._foreach_sub_(previous, updates, alpha=2)

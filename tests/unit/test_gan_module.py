@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, DecentralizedGANModule
-from lightning_decgan.gan.ema import averaged_copy, update_average
+from lightning_decgan.gan.ema import averaged_copy, update_average, warmed_up
 from lightning_decgan.gan.losses import Wasserstein
-from lightning_decgan.gan.penalties import r1
+from lightning_decgan.gan.penalties import LazyPenalty, r1
 from lightning_decgan.optim import OptimisticAdam
 
 SGD = functools.partial(torch.optim.SGD)
@@ -240,7 +240,7 @@ def test_compiled_networks_train_to_the_same_parameters(tmp_path, schedule):
 # The averaged generator
 
 
-def test_the_average_of_a_path_is_its_closed_form_and_buffers_are_copied():
+def test_the_average_of_a_path_is_its_closed_form_for_weights_and_statistics_and_counters_are_copied():
     network = nn.BatchNorm1d(3).double()
     ema, decay = averaged_copy(network), 0.9
     pointers = [parameter.data_ptr() for parameter in ema.parameters()]
@@ -253,7 +253,8 @@ def test_the_average_of_a_path_is_its_closed_form_and_buffers_are_copied():
         update_average(ema, network, decay)
         expected += (1 - decay) * decay ** (19 - step) * point
     torch.testing.assert_close(ema.weight.detach(), expected, rtol=0, atol=1e-14)
-    assert ema.running_mean.tolist() == [19.0] * 3
+    mean = sum((1 - decay) * decay ** (19 - step) * step for step in range(20))
+    torch.testing.assert_close(ema.running_mean, torch.full((3,), mean, dtype=torch.float64), rtol=0, atol=1e-12)
     assert ema.num_batches_tracked == 19
     assert [parameter.data_ptr() for parameter in ema.parameters()] == pointers
 
@@ -265,7 +266,7 @@ def test_the_average_follows_the_generator_after_each_of_its_steps(tmp_path):
         def on_train_batch_end(self, trainer, pl_module, *args):
             path.append(torch.cat([p.detach().flatten() for p in pl_module.generator.parameters()]))
 
-    gan = make(ema_decay=0.5)
+    gan = make(ema_decay=0.5, ema_warmup=False)
     expected = torch.cat([p.detach().flatten() for p in gan.generator.parameters()])
     fit(gan, tmp_path, callbacks=[Path()])
     for point in path:
@@ -273,8 +274,15 @@ def test_the_average_follows_the_generator_after_each_of_its_steps(tmp_path):
     found = torch.cat([p.flatten() for p in gan.ema_generator.parameters()])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)
     assert not any(p.requires_grad or p.grad is not None for p in gan.ema_generator.parameters())
-    for a, b in zip(gan.ema_generator.buffers(), gan.generator.buffers(), strict=True):
-        assert torch.equal(a, b)
+
+
+def test_a_young_average_has_a_short_memory(tmp_path):
+    gan = make(ema_decay=0.999, generator_every_steps=2)
+    start = torch.cat([p.detach().flatten() for p in gan.generator.parameters()])
+    fit(gan, tmp_path, batches=1)
+    now, mean = (torch.cat([p.detach().flatten() for p in n.parameters()]) for n in (gan.generator, gan.ema_generator))
+    torch.testing.assert_close(mean, 0.1 * start + 0.9 * now, rtol=0, atol=1e-7)
+    assert [warmed_up(0.999, n) for n in (0, 90, 10**6)] == [0.1, 0.91, 0.999]
 
 
 def test_without_an_average_there_is_none():
@@ -282,6 +290,111 @@ def test_without_an_average_there_is_none():
     assert gan.ema_generator is None
     assert not any("ema" in name for name in gan.state_dict())
     assert torch.equal(gan.sample(2, seed=0), gan.sample(2, seed=0, ema=False))
+
+
+# Classes
+
+
+class ConditionalGenerator(nn.Module):
+    """Images whose brightness is their class."""
+
+    latent_dim, num_classes = 4, 3
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 64)
+
+    def forward(self, latent, labels):
+        return torch.tanh(self.layer(latent)).view(-1, 1, 8, 8) * 1e-3 + labels.view(-1, 1, 1, 1).float() - 1
+
+
+class ConditionalDiscriminator(nn.Module):
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.classes, self.asked = nn.Linear(64, 1), nn.Embedding(3, 64), []
+
+    def forward(self, images, labels):
+        self.asked.append(labels)
+        return self.layer(images.flatten(1)).flatten() + (self.classes(labels) * images.flatten(1)).sum(1)
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
+@pytest.mark.parametrize("penalty", [None, "r1", "wgan_gp"])
+def test_classes_reach_both_players_in_training_penalties_validation_and_samples(tmp_path, schedule, penalty):
+    torch.manual_seed(0)
+    gan = DecentralizedGANModule(ConditionalGenerator(), ConditionalDiscriminator(), schedule=schedule, penalty=penalty)
+    before = snapshot(gan)
+    images = torch.rand(8, 1, 8, 8) * 2 - 1
+    data = DataLoader(TensorDataset(images, torch.full((8,), 2)), batch_size=4)
+    trainer(tmp_path, 2, limit_val_batches=1).fit(gan, data, data)
+    assert changed(before, gan, "generator.")
+    assert {"discriminator.classes.weight", "discriminator.layer.weight"} <= set(changed(before, gan, "discriminator."))
+    assert all(len(labels) in (4, 8) and int(labels.max()) <= 2 for labels in gan.discriminator.asked)
+    assert any(bool((labels == 2).all()) for labels in gan.discriminator.asked if len(labels) == 4) or gan.joint
+    shades = gan.sample(6, seed=0).mean((1, 2, 3)).round().tolist()
+    assert shades == [-1, 0, 1, -1, 0, 1]
+    assert gan.sample(2, labels=2, seed=0).mean().round() == 1
+    assert gan.sample(2, labels=torch.tensor([1, 0]), seed=0).mean((1, 2, 3)).round().tolist() == [0, -1]
+
+
+def test_labels_that_are_no_classes_are_named(tmp_path):
+    gan = DecentralizedGANModule(ConditionalGenerator(), ConditionalDiscriminator())
+    with pytest.raises(ValueError, match="labels must be 2 classes from 0 to 2, found 3"):
+        gan.sample(2, labels=3)
+    with pytest.raises(ValueError, match="labels must be None: the generator has no classes"):
+        make().sample(2, labels=1)
+    with pytest.raises(TypeError, match=r"batch must be \(images, labels\) .* from 0 to 2.* found NoneType for labels"):
+        trainer(tmp_path).fit(gan, DataLoader(torch.zeros(2, 1, 8, 8), batch_size=2))
+    with pytest.raises(ValueError, match="must have the same num_classes, found 3 and None"):
+        DecentralizedGANModule(ConditionalGenerator(), DCGANDiscriminator(width=2))
+
+
+# The joint pass and other ways to train
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss": "hinge"}, {"loss": "relativistic_average"}, {"penalty": "wgan_gp"}])
+def test_the_joint_pass_is_found_out_and_trains_to_the_same_parameters(tmp_path, settings):
+    joint, cut = make(**settings, optimizer=SGD).double(), make(**settings, optimizer=SGD, joint=False).double()
+    for gan in (joint, cut):
+        torch.manual_seed(5)
+        images = torch.rand(16, 1, 8, 8, dtype=torch.float64) * 2 - 1
+        seed_everything(3, verbose=False)
+        trainer(tmp_path).fit(gan, DataLoader(images, batch_size=4, generator=torch.Generator()))
+    assert joint.joint
+    assert not cut.joint
+    for one, other in zip(joint.parameters(), cut.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"augment": "color,translation,cutout"},
+        {"optimizer": "RMSprop"},
+        {"optimizer": "ExtraAdam", "schedule": "extragradient"},
+        {"penalty": [LazyPenalty("r1", 1.0, every_steps=2), LazyPenalty("dragan", 1.0)]},
+        {"generator_clip_norm": 1.0, "discriminator_clip_norm": 1.0},
+    ],
+    ids=str,
+)
+def test_it_trains_with(tmp_path, settings):
+    gan = make(**settings)
+    before = snapshot(gan)
+    fit(gan, tmp_path, limit_val_batches=1)
+    assert changed(before, gan, "generator.")
+    assert changed(before, gan, "discriminator.")
+    assert all(bool(torch.isfinite(p).all()) for p in gan.parameters())
+
+
+def test_an_augmentation_may_be_a_torch_module():
+    class Darker(nn.Module):
+        def forward(self, images):
+            return images - 0.5
+
+    gan = make(augment=Darker())
+    assert gan.augmented(torch.zeros(1, 1, 8, 8)).mean() == -0.5
 
 
 # Samples
@@ -479,9 +592,17 @@ def test_the_module_can_be_sent_to_another_process():
         ({"penalty_weight": -1.0}, ValueError, "penalty_weight must be a finite number >= 0, found -1.0"),
         ({"latent_dim": 0}, ValueError, "latent_dim must be an integer >= 1, found 0"),
         ({"loss": "hing"}, ValueError, "loss must be one of non_saturating"),
-        ({"penalty": "r3"}, ValueError, "penalty must be one of r1, wgan_gp or None"),
-        ({"schedule": "random"}, ValueError, "schedule must be one of simultaneous, alternating, found 'random'"),
-        ({"optimizer": "adam"}, TypeError, r"optimizer must be a callable \(params, lr=...\), found str"),
+        ({"penalty": "r3"}, ValueError, "penalty must be one of r1, wgan_gp, dragan or None"),
+        (
+            {"schedule": "random"},
+            ValueError,
+            "schedule must be one of simultaneous, alternating, extragradient, found 'random'",
+        ),
+        ({"optimizer": "adam"}, ValueError, "optimizer must be a class of .* or torch.optim, .* found 'adam'"),
+        ({"optimizer": 3}, TypeError, r"optimizer must be a name or a callable \(params, lr=...\), found int"),
+        ({"generator_clip_norm": 0}, ValueError, "generator_clip_norm must be a finite number > 0, or None, found 0"),
+        ({"augment": "colour"}, ValueError, "augment must be names of color, translation, .* found 'colour'"),
+        ({"penalty": ["r1"]}, TypeError, "penalty as a list must hold LazyPenalty objects, found str"),
         ({"lr_scheduler": "cosine"}, TypeError, "lr_scheduler must be a callable of an optimizer, found str"),
     ],
 )

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_decgan.gan.networks import DCGANDiscriminator
-from lightning_decgan.gan.penalties import PENALTIES, get_penalty, r1, wgan_gp
+from lightning_decgan.gan.penalties import PENALTIES, LazyPenalty, dragan, get_penalty, r1, wgan_gp
 
 SHAPE = (5, 2, 3, 3)
 
@@ -121,13 +121,36 @@ def test_a_compiled_discriminator_is_penalised_all_the_same(in_place):
     torch.testing.assert_close(value, expected)
 
 
+def test_dragan_of_a_quadratic_critic_is_taken_around_the_real_images(images):
+    real, fake = images
+    torch.manual_seed(3)
+    found = dragan(Quadratic(1.5), real, fake).item()
+    torch.manual_seed(3)
+    around = real + 0.5 * real.std() * torch.rand(SHAPE, dtype=torch.float64)
+    assert found == pytest.approx((1.5 * around.flatten(1).norm(dim=1) - 1).square().mean().item(), rel=1e-13)
+    assert found != pytest.approx((1.5 * real.flatten(1).norm(dim=1) - 1).square().mean().item(), rel=1e-3)
+
+
+def test_a_lazy_penalty_is_weighted_by_its_interval_and_names_what_is_wrong(images):
+    discriminator = Quadratic(1.5)
+    lazy = LazyPenalty("r1", weight=0.5, every_steps=4)
+    assert lazy(discriminator, *images).item() == pytest.approx(2 * r1(discriminator, *images).item(), rel=1e-13)
+    assert not LazyPenalty(r1, weight=0).is_due(0)
+    with pytest.raises(ValueError, match="weight must be a finite number >= 0, found -1"):
+        LazyPenalty("r1", weight=-1)
+    with pytest.raises(ValueError, match="every_steps must be an integer >= 1, found 0"):
+        LazyPenalty("r1", every_steps=0)
+    with pytest.raises(ValueError, match="penalty must be one of r1, wgan_gp, dragan"):
+        LazyPenalty("r2")
+
+
 def test_a_callable_is_a_penalty_and_none_is_none():
     assert get_penalty(r1) is r1
     assert get_penalty(None) is None
 
 
 def test_what_is_no_penalty_is_refused_with_what_would_be_one():
-    with pytest.raises(ValueError, match="penalty must be one of r1, wgan_gp or None, found 'r2'"):
+    with pytest.raises(ValueError, match="penalty must be one of r1, wgan_gp, dragan or None, found 'r2'"):
         get_penalty("r2")
     with pytest.raises(TypeError, match=r"penalty must be a name, None or a callable .*, found float"):
         get_penalty(1.0)

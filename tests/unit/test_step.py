@@ -6,19 +6,25 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_decgan.gan.game import Game
 from lightning_decgan.gan.losses import LOSSES, get_loss
 from lightning_decgan.gan.networks import DCGANDiscriminator, DCGANGenerator
 from lightning_decgan.gan.penalties import r1
-from lightning_decgan.gan.step import alternating_step, simultaneous_step
+from lightning_decgan.gan.step import alternating_step, extragradient_step, simultaneous_step
+from lightning_decgan.optim import ExtraSGD
 
 STEPS = {"simultaneous": simultaneous_step, "alternating": alternating_step}
 LR = 0.1
 
 
-class PlainGame:
+class PlainGame(Game):
     """A game without Lightning: two small networks, a loss, and backward as autograd does it."""
 
-    def __init__(self, loss="non_saturating", *, norm=False, spectral_norm=False, with_penalty=False, scaler=None):
+    scaler = None  # a property of the base class
+
+    def __init__(
+        self, loss="non_saturating", *, norm=False, spectral_norm=False, with_penalty=False, scaler=None, joint=False
+    ):
         torch.manual_seed(0)
         self.generator = DCGANGenerator(latent_dim=3, width=2).double()
         self.discriminator = DCGANDiscriminator(width=2, norm=norm, spectral_norm=spectral_norm).double()
@@ -26,6 +32,7 @@ class PlainGame:
             for parameter in network.parameters():
                 parameter.data.mul_(10)
         self.loss = get_loss(loss)
+        self.relative, self.joint = getattr(self.loss, "relative", False), joint
         self.scaler = scaler
         self.with_penalty = with_penalty
         self.real = torch.rand(6, 1, 8, 8, dtype=torch.float64) * 2 - 1
@@ -35,8 +42,8 @@ class PlainGame:
     def discriminator_loss(self, real_logits, fake_logits):
         return self.loss.discriminator(real_logits, fake_logits)
 
-    def generator_loss(self, fake_logits):
-        return self.loss.generator(fake_logits)
+    def generator_loss(self, fake_logits, *real_logits):
+        return self.loss.generator(fake_logits, *real_logits)
 
     def penalty(self, real, fake):
         assert not fake.requires_grad
@@ -71,7 +78,8 @@ def generator_gradient(game):
     generator, discriminator = copy.deepcopy(game.generator), copy.deepcopy(game.discriminator).requires_grad_(False)
     if any(isinstance(module, nn.utils.parametrizations._SpectralNorm) for module in discriminator.modules()):
         discriminator(game.real)  # the power iteration has seen the real images first
-    loss = game.loss.generator(discriminator(generator(game.latent)))
+    real_logits = [discriminator(game.real)] if game.relative else []
+    loss = game.loss.generator(discriminator(generator(game.latent)), *real_logits)
     return loss.item(), torch.autograd.grad(loss, list(generator.parameters()))
 
 
@@ -81,9 +89,10 @@ def assert_stepped(before, network, gradients):
 
 
 GAMES = [
-    *({"loss": name} for name in LOSSES),
+    *({"loss": name, "joint": joint} for name in LOSSES for joint in (False, True)),
     {"norm": True},
     {"with_penalty": True},
+    {"with_penalty": True, "joint": True},
     {"spectral_norm": True, "loss": "hinge"},
 ]
 
@@ -178,6 +187,107 @@ def test_real_and_generated_images_are_judged_in_batches_of_their_own():
     game.discriminator.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
     game.play()
     assert sizes == [6, 6]
+
+
+def test_a_joint_step_takes_the_discriminator_once_forward_and_once_back():
+    game = PlainGame(joint=True)
+    generated, judged, back = [], [], []
+    game.generator.register_forward_hook(lambda module, inputs, output: generated.append(len(output)))
+    game.discriminator.register_forward_hook(lambda module, inputs, output: judged.append(len(inputs[0])))
+    game.discriminator.layers[2].register_full_backward_hook(
+        lambda module, inputs, outputs: back.append(len(outputs[0]))
+    )
+    game.play()
+    assert (generated, judged, back, game.backwards) == ([6], [12], [12], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("loss", ["hinge", "non_saturating", "least_squares"])
+def test_a_joint_step_is_exact_where_the_discriminator_no_longer_learns_from_an_image(loss, dtype):
+    """Logits far on the right side of the margin: the discriminator's slope there is zero, or next to it."""
+
+    def gradients(joint):
+        game = PlainGame(loss, joint=joint)
+        game.generator.to(dtype), game.discriminator.to(dtype)
+        game.real, game.latent = game.real.to(dtype), game.latent.to(dtype)
+        offset = torch.tensor([-70.0, 0.0, -1000.0, -3.0, 0.0, -0.5], dtype=dtype)
+        judge = game.judge
+        game.judge = lambda images, labels=None: (
+            judge(images) + (torch.cat([0 * offset, offset]) if joint else offset * (images is not game.real))
+        )
+        game.play()
+        return [[p.grad for p in player.parameters()] for player in (game.discriminator, game.generator)]
+
+    for plain, joint in zip(gradients(False), gradients(True), strict=True):
+        size = max(float(gradient.abs().max()) for gradient in plain)
+        assert size > 0
+        for one, other in zip(plain, joint, strict=True):
+            torch.testing.assert_close(other, one, rtol=0, atol=16 * size * torch.finfo(dtype).eps)
+
+
+def test_a_joint_step_follows_what_a_loss_says_of_the_weights():
+    games = [PlainGame(joint=joint) for joint in (False, True)]
+    for game in games:
+        plain = game.discriminator_loss
+        weight = game.discriminator.layers[0].weight
+        game.discriminator_loss = lambda real, fake, plain=plain, weight=weight: (
+            plain(real, fake) + weight.square().sum()
+        )
+        game.play()
+    for one, other in zip(*(parameters(game.discriminator) for game in games), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_joint_game_with_patches_of_logits_is_refused():
+    game = PlainGame(joint=True)
+    game.discriminator = nn.Conv2d(1, 1, 3).double()
+    with pytest.raises(ValueError, match=r"one logit a sample.*found logits of shape \(6, 1, 6, 6\) for 6 images"):
+        game.play()
+
+
+@pytest.mark.parametrize("schedule", STEPS)
+def test_each_players_gradient_is_clipped_by_itself(schedule):
+    game = PlainGame()
+    game.generator_clip_norm = 1e-3
+    g_before, d_before = parameters(game.generator), parameters(game.discriminator)
+    _, d_gradient = discriminator_gradient(game)
+    game.play(schedule)
+    moved = torch.cat([(a - b).flatten() for a, b in zip(parameters(game.generator), g_before, strict=True)])
+    assert float(moved.norm()) == pytest.approx(LR * 1e-3, rel=1e-3)
+    assert_stepped(d_before, game.discriminator, d_gradient)
+
+
+def test_what_is_clipped_does_not_depend_on_the_loss_scale():
+    games = [PlainGame(), PlainGame(scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))]
+    for game in games:
+        game.generator_clip_norm = game.discriminator_clip_norm = 1e-2
+    games[0].play()
+    players = (games[1].discriminator, games[1].generator)
+    games[1].play(optimizers=[ScaledOptimizer(player.parameters(), games[1].scaler) for player in players])
+    for one, other in zip(*(parameters(game.generator) for game in games), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def test_extragradient_steps_from_where_it_was_with_the_gradient_of_a_step_ahead():
+    game = PlainGame()
+    before = [parameters(player) for player in (game.discriminator, game.generator)]
+    ahead = copy.deepcopy(game)
+    for player, gradient in ((ahead.discriminator, discriminator_gradient), (ahead.generator, generator_gradient)):
+        for parameter, slope in zip(player.parameters(), gradient(game)[1], strict=True):
+            parameter.data.sub_(LR * slope)
+    expected = discriminator_gradient(ahead)[1], generator_gradient(ahead)[1]
+    optimizers = [ExtraSGD(p.parameters(), lr=LR) for p in (game.discriminator, game.generator)]
+    extragradient_step(game, game.real, game.latent, *optimizers)
+    assert_stepped(before[0], game.discriminator, expected[0])
+    assert_stepped(before[1], game.generator, expected[1])
+
+
+def test_extragradient_refuses_other_optimizers():
+    game = PlainGame()
+    with pytest.raises(
+        TypeError, match=r"need optimizers with a method extrapolate \(ExtraAdam, ExtraSGD\), found SGD"
+    ):
+        extragradient_step(game, game.real, game.latent, *game.optimizers())
 
 
 def test_frozen_layers_of_a_player_stay_where_they_are():

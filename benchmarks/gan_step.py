@@ -1,0 +1,147 @@
+"""Images a second of a GAN's training step: the joint simultaneous step beside the step that people write today.
+
+    python benchmarks/gan_step.py
+    python benchmarks/gan_step.py --device cuda --precision bf16 --networks dcgan_64 --batch 256
+
+The same networks, loss and optimizers take the same number of steps in four ways, in turns, so that whatever else the
+machine does falls on all of them alike:
+
+- **usual**: the loop of most tutorials. The discriminator's step on real images and on fakes, each its own batch; then
+  the generator's, for which the fakes go through the discriminator again, whose unused gradients are made as well.
+- **alternating**: the same order without those gradients (`alternating_step`).
+- **simultaneous, cut**: both gradients at one point, the graph cut at the fakes.
+- **simultaneous, joint**: one forward and one backward of the discriminator for both players.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from recording import describe_machine, markdown_table, save_results
+from torch import Tensor
+
+from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, Game, alternating_step, get_loss, simultaneous_step
+from lightning_decgan.optim import OptimisticAdam
+
+# Image channels, size and width: presets for two cores, and one in the size of its paper.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "dcgan_28": {"channels": 1, "image_size": 28, "width": 32},
+    "dcgan_32": {"channels": 3, "image_size": 32, "width": 32},
+    "dcgan_64": {"channels": 3, "image_size": 64, "width": 128},
+}
+USUAL = "usual"
+
+
+class Step(Game):
+    """Networks, loss, optimizers and images of one way of stepping."""
+
+    def __init__(self, network: str, arguments: argparse.Namespace, joint: bool) -> None:
+        torch.manual_seed(0)
+        settings, device = NETWORKS[network], torch.device(arguments.device)
+        self.generator = DCGANGenerator(latent_dim=64, **settings).to(device)
+        self.discriminator = DCGANDiscriminator(**settings, spectral_norm=arguments.spectral_norm).to(device)
+        self.loss = get_loss(arguments.loss)
+        self.joint = joint
+        self.optimizers = [
+            OptimisticAdam(player.parameters(), lr=2e-4, betas=(0.5, 0.9))
+            for player in (self.discriminator, self.generator)
+        ]
+        size = settings["image_size"]
+        self.real = torch.rand(arguments.batch, settings["channels"], size, size, device=device) * 2 - 1
+        self.latent = torch.randn(arguments.batch, 64, device=device)
+
+    def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """What `--loss` says."""
+        return self.loss.discriminator(real_logits, fake_logits)
+
+    def generator_loss(self, fake_logits: Tensor, *real_logits: Tensor) -> Tensor:
+        """What `--loss` says."""
+        return self.loss.generator(fake_logits, *real_logits)
+
+    def usual(self) -> None:
+        """The step of most tutorials."""
+        discriminator_optimizer, generator_optimizer = self.optimizers
+        fake = self.generator(self.latent)
+        discriminator_optimizer.zero_grad()
+        self.discriminator_loss(self.judge(self.real), self.judge(fake.detach())).backward()
+        discriminator_optimizer.step()
+        generator_optimizer.zero_grad()
+        self.generator_loss(self.judge(fake)).backward()
+        generator_optimizer.step()
+
+    def alternating(self) -> None:
+        """`alternating_step`."""
+        alternating_step(self, self.real, self.latent, *self.optimizers)
+
+    def simultaneous(self) -> None:
+        """`simultaneous_step`."""
+        simultaneous_step(self, self.real, self.latent, *self.optimizers)
+
+
+FORMS: dict[str, tuple[bool, Callable[[Step], None]]] = {
+    USUAL: (False, Step.usual),
+    "alternating": (False, Step.alternating),
+    "simultaneous, cut": (False, Step.simultaneous),
+    "simultaneous, joint": (True, Step.simultaneous),
+}
+
+
+def measure(network: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
+    """Images a second of every form in every block."""
+    device = torch.device(arguments.device)
+    steps = {form: (Step(network, arguments, joint), step) for form, (joint, step) in FORMS.items()}
+    rates: dict[str, list[float]] = {form: [] for form in FORMS}
+    for block in range(arguments.blocks + 1):  # the first is the warm-up
+        for form, (game, step) in steps.items():
+            started = _now(device)
+            for _ in range(arguments.steps):
+                with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
+                    step(game)
+            if block:
+                rates[form].append(arguments.steps * arguments.batch / (_now(device) - started))
+        print(f"{network}: block {block} of {arguments.blocks}", file=sys.stderr, flush=True)
+    return rates
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def row(network: str, form: str, rates: dict[str, list[float]]) -> list[str]:
+    """A line of the table; the ratio is the median over blocks of the ratio within a block."""
+    ratios = [mine / usual for mine, usual in zip(rates[form], rates[USUAL], strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return [network, form, f"{statistics.median(rates[form]):.1f}", f"{median:.2f}", f"{low:.2f} - {high:.2f}"]
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["dcgan_28", "dcgan_32"])
+    parser.add_argument("--loss", default="non_saturating")
+    parser.add_argument("--spectral-norm", action="store_true", help="in the discriminator")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=5, help="of a form in a block")
+    parser.add_argument("--blocks", type=int, default=10)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["32", "bf16"], default="32")
+    parser.add_argument("--name", default="gan_step", help="of the file of results")
+    arguments = parser.parse_args()
+    results = {network: measure(network, arguments) for network in arguments.networks}
+    rows = [row(network, form, rates) for network, rates in results.items() for form in FORMS]
+    table = markdown_table(["networks", "step", "images/s", "to usual", "quartiles"], rows)
+    path = save_results(arguments.name, vars(arguments), results)
+    path.with_suffix(".md").write_text(f"{describe_machine()}\n\n`python benchmarks/gan_step.py`\n\n{table}\n")
+    print(f"{table}\n\n{path}")
+
+
+if __name__ == "__main__":
+    main()
