@@ -25,6 +25,7 @@ the mixing matrices of `lightning_decgan.topology`; nothing is fitted. The simul
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def by_rounds(arguments: argparse.Namespace) -> list[dict[str, float | str]]:
     """The distance to consensus in the long run, by graph and t."""
     A, rows = operator(PROBLEMS["bilinear"]), []
     recursion = method("optimistic", A, arguments.step)
-    for name in ("ring", "exponential", "one_peer_exponential", "random_matching", "complete"):
+    for name in ("ring", "exponential", "one_peer_exponential", "random_matching"):
         topology = build_topology(name, arguments.workers)
         for rounds in (1, 2, 3, 5):
             _, distances = simulate(
@@ -184,11 +185,7 @@ def by_rounds(arguments: argparse.Namespace) -> list[dict[str, float | str]]:
             )
             predicted = float("nan")  # where W changes from round to round, the modes do not stay apart
             if topology.period == 1:
-                eigenvalues = np.sort(np.linalg.eigvalsh(topology.mixing_matrix(0)))[:-1]
-                predicted = sum(
-                    float(np.trace(stationary_moment(recursion, float(l) ** rounds, arguments.sigma)))
-                    for l in eigenvalues  # noqa: E741
-                ) / len(topology.mixing_matrix(0))
+                predicted = consensus_moment(topology, recursion, rounds, arguments.sigma)
             rows.append(
                 {
                     "topology": name,
@@ -202,6 +199,82 @@ def by_rounds(arguments: argparse.Namespace) -> list[dict[str, float | str]]:
     return rows
 
 
+def consensus_moment(topology: Topology, recursion: Method, rounds: int, sigma: float) -> float:
+    """Mean squared distance to consensus in the long run: the sum over the modes other than the mean."""
+    eigenvalues = np.sort(np.linalg.eigvalsh(topology.mixing_matrix(0)))[:-1]
+    moments = [stationary_moment(recursion, float(value) ** rounds, sigma) for value in eigenvalues]
+    return sum(float(np.trace(moment)) for moment in moments) / topology.workers
+
+
+def by_gap(arguments: argparse.Namespace) -> list[dict[str, float | str]]:
+    """The distance to consensus in the long run against the spectral gap, t = 1, sixteen workers."""
+    A, rows = operator(PROBLEMS["bilinear"]), []
+    recursion = method("optimistic", A, arguments.step)
+    for name in ("ring", "torus", "exponential"):
+        topology = build_topology(name, 16)
+        _, distances = simulate(
+            "optimistic", A, arguments.step, topology, 1, arguments.sigma, arguments.steps, arguments.runs, 3
+        )
+        rows.append(
+            {
+                "topology": name,
+                "gap": topology.spectral_gap(),
+                "measured": float(distances[-arguments.steps // 2 :].mean()),
+                "predicted": consensus_moment(topology, recursion, 1, arguments.sigma),
+            }
+        )
+    print("distance to consensus by spectral gap", file=sys.stderr, flush=True)
+    return rows
+
+
+def by_accuracy(arguments: argparse.Namespace) -> list[dict[str, float | str]]:
+    """What it takes until the squared residual is epsilon^2: images a worker and step, and steps.
+
+    On the bilinear problem a step of size h contracts by h^2 and adds noise of h^2: where it ends does not depend on
+    h, so no smaller step helps. Averaging b samples a step does, and so do N workers: an accuracy needs a batch that
+    grows as 1 / (N epsilon^2).
+    """
+    rows: list[dict[str, float | str]] = []
+    for problem in ("bilinear", "strongly monotone", "weak Minty"):
+        A = operator(PROBLEMS[problem])
+        recursion = method("optimistic", A, arguments.step)
+        for workers in (1, 8):
+            P = stationary_moment(recursion, 1.0, arguments.sigma / workers**0.5)
+            for epsilon in (0.1, 0.05, 0.025, 0.0125):
+                batch = max(1, math.ceil(2 * float(np.trace(A @ P @ A.T)) / epsilon**2))
+                sigma = arguments.sigma / batch**0.5
+                predicted = iterations_until(recursion, A, sigma / workers**0.5, epsilon)
+                measured, _ = simulate(
+                    "optimistic", A, arguments.step, build_topology("ring", workers), 1, sigma,
+                    int(1.3 * predicted) + 10, arguments.runs, 4,
+                )  # fmt: skip
+                below = np.flatnonzero(measured <= epsilon**2)
+                rows.append(
+                    {
+                        "problem": problem,
+                        "workers": workers,
+                        "epsilon": epsilon,
+                        "batch": batch,
+                        "measured": float(below[0] + 1) if len(below) else float("nan"),
+                        "predicted": float(predicted),
+                    }
+                )
+        print(f"what an accuracy takes: {problem}", file=sys.stderr, flush=True)
+    return rows
+
+
+def iterations_until(recursion: Method, A: Matrix, sigma: float, epsilon: float, most: int = 2_000_000) -> int:
+    """The first iteration after which E|F(mean)|^2 is at most epsilon^2."""
+    M, B = recursion.transition(1.0), recursion.noise(1.0)
+    state = np.concatenate([START, np.zeros(len(M) - 2)])
+    P, Q = np.outer(state, state), sigma**2 * B @ B.T
+    for iteration in range(1, most):
+        P = M @ P @ M.T + Q
+        if float(np.trace(A @ P[:2, :2] @ A.T)) <= epsilon**2:
+            return iteration
+    raise RuntimeError(f"no accuracy of {epsilon} within {most} iterations")
+
+
 def draw(results: dict[str, object], path: Path) -> None:
     """One picture of everything: lines are measured, dots predicted."""
     import matplotlib
@@ -209,10 +282,10 @@ def draw(results: dict[str, object], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, panels = plt.subplots(2, 3, figsize=(16, 9))
+    figure, panels = plt.subplots(2, 4, figsize=(20, 9))
     iterations: dict[str, dict[str, dict[str, list[float]]]] = results["by_iteration"]  # type: ignore[assignment]
     colors = dict(zip(METHODS, ("tab:red", "tab:green", "tab:blue"), strict=True))
-    for panel, (problem, methods) in zip(panels.flat, iterations.items(), strict=False):
+    for panel, (problem, methods) in zip(panels[0], iterations.items(), strict=True):
         for name, curves in methods.items():
             ks = np.arange(1, len(curves["measured"]) + 1)
             panel.loglog(ks, curves["measured"], color=colors[name], label=name, linewidth=2)
@@ -236,7 +309,28 @@ def draw(results: dict[str, object], path: Path) -> None:
         (line,) = panel.semilogy([r["rounds"] for r in mine], [r["measured"] for r in mine], label=str(name))
         panel.semilogy([r["rounds"] for r in mine], [r["predicted"] for r in mine], "o", color=line.get_color())
     panel.set(title="bilinear: distance to consensus", xlabel="rounds an iteration, t", ylabel="mean squared distance")
+    panel.set_ylim(1e-11, 1e-3)  # one-peer exponential agrees exactly after log2 N rounds
     panel.legend()
+    panel.grid(alpha=0.3)
+    accuracies: list[dict[str, float | str]] = results["by_accuracy"]  # type: ignore[assignment]
+    panel = panels[1, 0]
+    for problem, workers_ in dict.fromkeys((row["problem"], row["workers"]) for row in accuracies):
+        mine = [row for row in accuracies if (row["problem"], row["workers"]) == (problem, workers_)]
+        epsilons = [row["epsilon"] for row in mine]
+        samples = {kind: [row["batch"] * row[kind] for row in mine] for kind in ("measured", "predicted")}  # type: ignore[operator]
+        (line,) = panel.loglog(epsilons, samples["measured"], label=f"{problem}, N = {workers_}")
+        panel.loglog(epsilons, samples["predicted"], "o", color=line.get_color())
+    panel.set(title="samples a worker needs for an accuracy", xlabel=r"$\epsilon$", ylabel="batch x steps")
+    panel.legend()
+    panel.grid(alpha=0.3)
+    gaps: list[dict[str, float | str]] = results["by_gap"]  # type: ignore[assignment]
+    panel = panels[1, 3]
+    gaps = sorted(gaps, key=lambda row: row["gap"])
+    panel.loglog([row["gap"] for row in gaps], [row["measured"] for row in gaps], color="tab:blue")
+    panel.loglog([row["gap"] for row in gaps], [row["predicted"] for row in gaps], "o", color="tab:blue")
+    for row in gaps:
+        panel.annotate(str(row["topology"]), (row["gap"], row["measured"]), textcoords="offset points", xytext=(5, 5))
+    panel.set(title="16 workers, t = 1", xlabel="spectral gap", ylabel="mean squared distance to consensus")
     panel.grid(alpha=0.3)
     figure.suptitle("Decentralized optimistic descent: measured (lines) and predicted (dots)")
     figure.tight_layout()
@@ -261,6 +355,16 @@ def report(results: dict[str, object], steps: int) -> str:
          "" if row["predicted"] != row["predicted"] else f"{row['predicted']:.3g}"]
         for row in rows
     ]  # fmt: skip
+    accuracies: list[dict[str, float | str]] = results["by_accuracy"]  # type: ignore[assignment]
+    fourth = [
+        [str(row["problem"]), str(row["workers"]), f"{row['epsilon']:g}", str(row["batch"]),
+         f"{row['measured']:.0f}", f"{row['predicted']:.0f}"]
+        for row in accuracies
+    ]  # fmt: skip
+    gaps: list[dict[str, float | str]] = results["by_gap"]  # type: ignore[assignment]
+    fifth = [
+        [str(row["topology"]), f"{row['gap']:.3f}", f"{row['measured']:.3g}", f"{row['predicted']:.3g}"] for row in gaps
+    ]
     heading = ["problem", "method", f"after {steps // 10}", "predicted", f"after {steps}", "predicted"]
     return "\n\n".join(
         [
@@ -270,6 +374,10 @@ def report(results: dict[str, object], steps: int) -> str:
             markdown_table(["workers", "measured", "predicted"], second),
             "### Mean squared distance to consensus on the bilinear problem, by graph and t",
             markdown_table(["topology", "t", "rate^t", "measured", "predicted"], third),
+            "### The same by spectral gap, 16 workers, t = 1",
+            markdown_table(["topology", "gap", "measured", "predicted"], fifth),
+            "### Steps until the squared residual is epsilon^2, with a batch whose noise leaves half of that",
+            markdown_table(["problem", "workers", "epsilon", "batch", "measured", "predicted"], fourth),
         ]
     )
 
@@ -289,6 +397,8 @@ def main() -> None:
             "by_iteration": by_iteration(arguments),
             "by_workers": by_workers(arguments),
             "by_rounds": by_rounds(arguments),
+            "by_gap": by_gap(arguments),
+            "by_accuracy": by_accuracy(arguments),
         }
     tables = report(results, arguments.steps)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}

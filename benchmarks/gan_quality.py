@@ -1,0 +1,340 @@
+"""Is a GAN that was trained decentralized as good as one trained centralized? Fashion-MNIST, the same images seen.
+
+    python benchmarks/gan_quality.py                              every form, three seeds
+    python benchmarks/gan_quality.py --forms "ring" --seeds 1 --steps 500
+
+Every run is a `Trainer.fit` as users call it, of the same networks from the same weights on the same number of images.
+The score is the Frechet distance on the features of a classifier of Fashion-MNIST (not FID: that is on Inception's), of
+the averaged generator: the consensus of all workers at every evaluation, and each worker's own at the end.
+
+DDP stands for centralized training: the gradients of both players are averaged over all workers before either steps,
+which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+import queue
+import socket
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from quality_tasks import worker_environment
+from recording import RESULTS, describe_machine, markdown_table, save_results
+
+from lightning_decgan import DecentralizedGossipStrategy
+from lightning_decgan.callbacks import FidelityCallback
+from lightning_decgan.data import FashionMNISTDataModule
+from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, DecentralizedGANModule
+from lightning_decgan.metrics import Fidelity, train_classifier_features
+from lightning_decgan.optim import OptimisticAdam
+
+REFERENCE = "DDP, optimistic Adam"
+EVALUATIONS = 6
+BATCH = 16
+_TIMEOUT = timedelta(seconds=120)
+
+
+_OPTIMISTIC_ADAM = functools.partial(OptimisticAdam, betas=(0.5, 0.9))
+_ADAM = functools.partial(torch.optim.Adam, betas=(0.5, 0.9))
+
+
+@dataclass(frozen=True)
+class Form:
+    """How workers are kept together, what steps, and who sees what.
+
+    Attributes:
+        settings: of the strategy; `None` for DDP.
+        optimizer: makes each player's optimizer.
+        schedule: the order of play.
+        partition: how the data is dealt out to workers.
+    """
+
+    settings: dict[str, Any] | None = field(default_factory=dict)
+    optimizer: Callable[..., torch.optim.Optimizer] = _OPTIMISTIC_ADAM
+    schedule: str = "simultaneous"
+    partition: str = "iid"
+
+
+FORMS: dict[str, Form] = {
+    REFERENCE: Form(None),
+    "ring": Form({"topology": "ring"}),
+    "ring, 3 rounds": Form({"topology": "ring", "rounds": 3}),
+    "ring, exact order": Form({"topology": "ring", "overlap": False}),
+    "random neighbours": Form({"topology": "random_matching"}),
+    "one-peer exponential": Form({"topology": "one_peer_exponential"}),
+    "ring, plain Adam": Form({"topology": "ring"}, _ADAM),
+    "alternating Adam, DDP": Form(None, _ADAM, "alternating"),
+    "ring, by label": Form({"topology": "ring"}, partition="by_label"),
+    "complete, by label": Form({"topology": "complete"}, partition="by_label"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every worker goes through, in order."""
+
+    forms: tuple[str, ...]
+    seeds: int
+    workers: int
+    steps: int
+    features: torch.nn.Module
+    samples: int
+
+    def runs(self) -> list[tuple[int, str]]:
+        """(seed, form): seeds outermost, so that whatever else the machine does falls on all forms alike."""
+        return [(seed, form) for seed in range(self.seeds) for form in self.forms]
+
+
+def make_module(form: Form) -> DecentralizedGANModule:
+    """The GAN of the benchmark: a small DCGAN with a spectrally normalized discriminator and the hinge loss."""
+    return DecentralizedGANModule(
+        DCGANGenerator(image_size=28, width=16),
+        DCGANDiscriminator(image_size=28, width=16, spectral_norm=True),
+        loss="hinge",
+        optimizer=form.optimizer,
+        generator_lr=1e-3,
+        discriminator_lr=1e-3,
+        schedule=form.schedule,
+        ema_decay=0.995,
+    )
+
+
+class Recorder(Callback):
+    """Notes scores by step and by second, each worker's own score at the end, and a grid of its samples.
+
+    Attributes:
+        history: at every evaluation `{"step", "seconds", "score", "distance"}`, of the consensus.
+        own_score: the score of this worker's own averaged generator when training had ended.
+        classes: shares of the classes in this worker's samples, as the feature network sees them.
+    """
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        self.plan, self.seed = plan, seed
+        self.history: list[dict[str, float]] = []
+        self.own_score = float("nan")
+        self.classes: list[float] = []
+        self._trained_seconds, self._started = 0.0, 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # DDP by itself would draw the same latents on every worker.
+        step = module.batches_seen
+        torch.manual_seed((self.seed * trainer.world_size + trainer.global_rank) * 1_000_000 + step)
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._trained_seconds += time.perf_counter() - self._started
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        score = trainer.callback_metrics[f"fidelity/{self.plan.features.name}/frechet_distance"]
+        distance = getattr(trainer.strategy, "relative_consensus_distance", None)
+        self.history.append(
+            {
+                "step": module.batches_seen,
+                "seconds": self._trained_seconds,
+                "score": float(score),
+                "distance": distance or 0.0,
+            }
+        )
+
+    @torch.no_grad()
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # Before the strategy puts the consensus on: this worker's own generator.
+        fidelity = Fidelity(self.plan.features, kernel_subsets=1, kernel_subset_size=16, sync_on_compute=False)
+        for batch in trainer.datamodule.val_dataloader():
+            fidelity.update(batch[0], real=True)
+        counts = torch.zeros(10)
+        for first in range(0, self.plan.samples, 250):
+            images = module.sample(min(250, self.plan.samples - first), seed=10_000 + first)
+            fidelity.update(images, real=False)
+            counts += torch.bincount(self.plan.features.head(self.plan.features(images)).argmax(1), minlength=10)
+        self.own_score = float(fidelity.compute()["frechet_distance"])
+        self.classes = (counts / counts.sum()).tolist()
+
+
+def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
+    """One run of one form, on this worker."""
+    os.environ["PL_GLOBAL_SEED"] = str(seed)  # Lightning's sampler takes the order of the data from it
+    torch.manual_seed(seed)
+    strategy: DDPStrategy = (
+        DDPStrategy()
+        if form.settings is None
+        else DecentralizedGossipStrategy(**form.settings, seed=seed, timeout=_TIMEOUT)
+    )
+    recorder = Recorder(plan, seed)
+    fidelity = FidelityCallback(plan.features, samples=plan.samples, kernel_subsets=1, kernel_subset_size=16)
+    trainer = Trainer(
+        strategy=strategy,
+        accelerator="cpu",
+        devices=plan.workers,
+        max_steps=2 * plan.steps,  # Lightning counts optimizer steps
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        val_check_interval=plan.steps // EVALUATIONS,
+        num_sanity_val_steps=0,
+        callbacks=[fidelity, recorder],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = make_module(form)
+    data = FashionMNISTDataModule(batch_size=BATCH, partition=form.partition)
+    trainer.fit(module, datamodule=data)
+    return {
+        "history": recorder.history,
+        "own_score": recorder.own_score,
+        "classes": recorder.classes,
+        "grid": (module.sample(40, seed=1).clamp(-1, 1).mul(127.5).add(127.5).byte().tolist()),
+    }
+
+
+def run_worker(rank: int, plan: Plan, port: int, results: Any) -> None:
+    """One worker's part of all runs."""
+    worker_environment(rank, plan.workers, port)
+    warnings.filterwarnings("ignore", module="lightning")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for seed, name in plan.runs():
+        results.put({"rank": rank, "form": name, "seed": seed, **train(plan, FORMS[name], seed)})
+
+
+def measure(plan: Plan) -> list[dict[str, Any]]:
+    """Start the workers, follow them, and return all runs in order; raises what a worker raised."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = mp.get_context("spawn").Queue()
+    context = mp.start_processes(
+        run_worker, (plan, port, results), nprocs=plan.workers, join=False, start_method="spawn"
+    )
+    started, runs = time.perf_counter(), []
+    for number, (seed, form) in enumerate(plan.runs(), start=1):
+        answers: list[dict[str, Any]] = []
+        while len(answers) < plan.workers:
+            try:
+                answers.append(results.get(timeout=1.0))
+            except queue.Empty:
+                context.join(timeout=0)
+        answers.sort(key=lambda answer: answer["rank"])
+        run = {
+            **answers[0],
+            "own_scores": [answer["own_score"] for answer in answers],
+            "grids": [answer["grid"] for answer in answers],
+        }
+        runs.append(run)
+        left = (time.perf_counter() - started) / number * (len(plan.runs()) - number)
+        print(
+            f"{number}/{len(plan.runs())} seed {seed}, {form}: {run['history'][-1]['score']:.2f}, workers"
+            f" {min(run['own_scores']):.2f} to {max(run['own_scores']):.2f} (about {left / 60:.0f} min left)",
+            file=sys.stderr,
+            flush=True,
+        )
+    while not context.join():
+        pass
+    return runs
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """One line a form: means and spreads over seeds."""
+    reference = statistics.mean(run["history"][-1]["score"] for run in runs if run["form"] == REFERENCE)
+    rows = []
+    for form in dict.fromkeys(run["form"] for run in runs):
+        mine = [run for run in runs if run["form"] == form]
+        scores = [run["history"][-1]["score"] for run in mine]
+        worst = [max(run["own_scores"]) for run in mine]
+        rows.append(
+            [
+                form,
+                _spread(scores),
+                f"{statistics.mean(scores) / reference - 1:+.1%}",
+                _spread(worst),
+                f"{statistics.mean(worst) / reference - 1:+.1%}",
+                f"{statistics.mean(run['history'][-1]['distance'] for run in mine):.2%}",
+                f"{min(min(run['classes']) for run in mine):.1%}",
+                f"{statistics.mean(run['history'][-1]['seconds'] for run in mine):.0f}",
+            ]
+        )
+    heading = ["form", "consensus", "to DDP", "worst worker", "to DDP", "distance", "rarest class", "seconds"]
+    return markdown_table(heading, rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
+
+
+def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int) -> None:
+    """The score against images seen, and the samples of the last seed of every form."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot as plt
+
+    forms = list(dict.fromkeys(run["form"] for run in runs))
+    figure, axis = plt.subplots(figsize=(9, 6))
+    for form in forms:
+        mine = [run["history"] for run in runs if run["form"] == form]
+        steps = [entry["step"] * images_a_step for entry in mine[0]]
+        values = np.array([[entry["score"] for entry in history] for history in mine])
+        style = {"color": "black", "linewidth": 3} if form == REFERENCE else {}
+        axis.plot(steps, values.mean(0), label=form, **style)
+        axis.fill_between(steps, values.min(0), values.max(0), alpha=0.12, **({"color": "black"} if style else {}))
+    axis.set(xlabel="images seen by all workers", ylabel="Frechet distance, fashion_mnist_cnn features", yscale="log")
+    axis.legend()
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    for run in runs:
+        if run["seed"] == 0:
+            rows = [np.hstack([np.array(grid, dtype=np.uint8)[i, 0] for i in range(40)]) for grid in run["grids"]]
+            name = run["form"].replace(", ", "_").replace(" ", "_")
+            plt.imsave(path.with_name(f"{path.stem}_{name}.png"), np.vstack(rows), cmap="gray", vmin=0, vmax=255)
+
+
+def main() -> None:
+    """Run everything that was asked for, print the table, keep results and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--forms", nargs="+", choices=list(FORMS), help=f"'{REFERENCE}' is always among them")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3000, help=f"batches of a worker; a multiple of {EVALUATIONS}")
+    parser.add_argument("--samples", type=int, default=5000, help="generated for a score")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    if arguments.steps < EVALUATIONS or arguments.steps % EVALUATIONS:
+        parser.error(f"--steps must be a positive multiple of {EVALUATIONS}, found {arguments.steps}")
+    features = train_classifier_features(FashionMNISTDataModule())
+    forms = [form for form in arguments.forms or FORMS if form != REFERENCE]
+    plan = Plan((REFERENCE, *forms), arguments.seeds, arguments.workers, arguments.steps, features, arguments.samples)
+    runs = measure(plan)
+    kept = [{key: value for key, value in run.items() if key not in ("grid", "grids", "rank")} for run in runs]
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    path = save_results("gan_quality", settings, kept, arguments.output)
+    draw(runs, path.with_suffix(".png"), BATCH * arguments.workers)
+    text = (
+        f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {BATCH} images each,"
+        f" {arguments.seeds} seeds; Frechet distance on {features.name} features; {describe_machine()}\n\n"
+        f"{table(runs)}\n"
+    )
+    path.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
