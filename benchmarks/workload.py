@@ -134,4 +134,5 @@ def make_module(load: str, width: int) -> LightningModule:
     objective = make_objective(load, width)
     if isinstance(objective, IdleObjective):
         return Idle(objective)
-    return DecentralizedGANModule(*objective.players, ema_decay=None)
+    # The rivals' plain loops take the discriminator over real and generated images apart; so does this one.
+    return DecentralizedGANModule(*objective.players, ema_decay=None, joint=False)
