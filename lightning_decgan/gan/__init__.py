@@ -17,7 +17,14 @@ from lightning_decgan.gan.losses import (
     get_loss,
 )
 from lightning_decgan.gan.module import DecentralizedGANModule
-from lightning_decgan.gan.networks import DCGANDiscriminator, DCGANGenerator
+from lightning_decgan.gan.networks import (
+    DCGANDiscriminator,
+    DCGANGenerator,
+    ResNetDiscriminator,
+    ResNetGenerator,
+    SAGANDiscriminator,
+    SAGANGenerator,
+)
 from lightning_decgan.gan.penalties import PENALTIES, LazyPenalty, dragan, get_penalty, r1, wgan_gp
 from lightning_decgan.gan.step import StepReport, alternating_step, extragradient_step, simultaneous_step
 
@@ -37,6 +44,10 @@ __all__ = [
     "LossPair",
     "NonSaturating",
     "RelativisticAverage",
+    "ResNetDiscriminator",
+    "ResNetGenerator",
+    "SAGANDiscriminator",
+    "SAGANGenerator",
     "StepReport",
     "Wasserstein",
     "alternating_step",

@@ -4,6 +4,7 @@ import functools
 import inspect
 
 import pytest
+import torch
 from hydra.utils import get_object
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import Strategy
@@ -21,6 +22,11 @@ GROUPS = sorted(folder.name for folder in config_dir().iterdir() if folder.is_di
 OPTIONS = [(group, option) for group in GROUPS for option in options(group)]
 # what a data set cannot be made without, and no default can know
 NEEDED = {"image_folder": ["data.root=/nowhere"]}
+
+
+def size_for(model):
+    """A size of images that a model draws: the residual ones are made for a few sizes only."""
+    return 16 if model.startswith("dcgan") else 32
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +102,36 @@ def test_files_override_defaults_and_never_restate_them(group, option):
 @pytest.mark.parametrize("option", options("loss"))
 @pytest.mark.parametrize("model", options("model"))
 def test_every_model_is_made_with_every_loss_and_draws_images_of_the_data(model, option):
-    widths = ["model.generator.width=4", "model.discriminator.width=4"]
-    module = make(compose([f"model={model}", f"loss={option}", *(f"++{width}" for width in widths)]), "model")
+    size = size_for(model)
+    changes = [f"image_size={size}", "++model.generator.width=4", "++model.discriminator.width=4"]
+    module = make(compose([f"model={model}", f"loss={option}", *changes]), "model")
     assert isinstance(module, DecentralizedGANModule)
-    assert module.sample(2).shape == (2, 1, 16, 16)
+    assert module.sample(2).shape == (2, 1, size, size)
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_has_a_class_conditional_form(model):
+    changes = [f"image_size={size_for(model)}", "++model.generator.width=4", "++model.discriminator.width=4"]
+    config = compose([f"model={model}", "num_classes=10", *changes])
+    generator, discriminator = make(config, "model.generator"), make(config, "model.discriminator")
+    assert generator.num_classes == discriminator.num_classes == 10
+    labels = torch.tensor([0, 9])
+    assert discriminator(generator(torch.randn(2, generator.latent_dim), labels), labels).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "parameters"),
+    [
+        ("resnet", 32, (1_203_331, 1_053_825)),
+        ("resnet_spectral", 32, (4_274_435, 1_053_825)),
+        ("resnet_small", 32, (125_731, 66_849)),
+        ("sagan_small", 32, (127_012, 68_130)),
+    ],
+)
+def test_a_model_of_colour_images_has_the_size_that_its_file_promises(model, size, parameters):
+    config = compose([f"model={model}", f"image_size={size}", "channels=3"])
+    players = make(config, "model.generator"), make(config, "model.discriminator")
+    assert tuple(sum(p.numel() for p in player.parameters()) for player in players) == parameters
 
 
 @pytest.mark.parametrize("option", options("optim"))
@@ -186,6 +218,8 @@ def test_debug_runs_are_short_and_combine_with_experiments(option):
         (["++strategy.round=2"], r"^strategy: .*unexpected keyword argument 'round'"),
         (["++callbacks.sample_gird.samples=4"], r"^callbacks.sample_gird must say what to make by a _target_"),
         (["++model.generator.width=-1"], r"^model.generator: width must be an integer >= 1, found -1$"),
+        (["model=resnet"], r"^model.generator: image_size must be one of 32, 48, 64, found 16$"),
+        (["model=sagan", "image_size=48"], r"^model.generator: image_size must be one of 32, 64, 128, found 48$"),
         (["topology=hypercube", "workers=6"], r"^strategy.topology: .*6"),
         (["model.generator._target_=lightning_decgan.gan.Nothing"], r"^model.generator: .*Nothing"),
         (["++strategy.start_method=popen"], r"^strategy must start its workers with start_method=spawn or fork"),

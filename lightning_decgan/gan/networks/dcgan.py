@@ -3,7 +3,8 @@
 Sizes are halved (rounded down) until 4 to 7 pixels are left: 64 -> 32 -> 16 -> 8 -> 4, 28 -> 14 -> 7, 12 -> 6. Every
 halving is a strided 4x4 convolution, every doubling a transposed one that puts the lost odd pixel back. Channels double
 where the size halves. One 3x3 convolution at full size stands at the image's end of both networks, because an 8-pixel
-image leaves a single stage otherwise. Nothing here samples, trains or reads data.
+image leaves a single stage otherwise. The class-conditional forms, with conditional batch normalisation and projection,
+are not in the paper. Nothing here samples, trains or reads data.
 
 Source: Radford, Metz & Chintala 2016, "Unsupervised Representation Learning with Deep Convolutional Generative
 Adversarial Networks" (arXiv:1511.06434), sections 3 and 4.
@@ -12,11 +13,12 @@ Adversarial Networks" (arXiv:1511.06434), sections 3 and 4.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm as normalize_spectrum
-from typing_extensions import override
+from torch import nn
 
 from lightning_decgan.gan.checks import count
+from lightning_decgan.gan.networks.base import ImageDiscriminator, ImageGenerator
+from lightning_decgan.gan.networks.conditional import LabelledSequential, ProjectionHead, batch_norm
+from lightning_decgan.gan.networks.spectral import normalize_spectra
 
 __all__ = ["DCGANDiscriminator", "DCGANGenerator", "pyramid"]
 
@@ -42,7 +44,7 @@ def pyramid(image_size: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-class DCGANGenerator(nn.Module):
+class DCGANGenerator(ImageGenerator):
     """Latents to images by transposed convolutions, with a tanh at the end.
 
     Args:
@@ -51,9 +53,10 @@ class DCGANGenerator(nn.Module):
         image_size: Height and width of an image, 8 to 64.
         width: Channels of the feature maps at full size; they double with each halving of the size.
         norm: Batch normalisation after each layer but the last.
+        num_classes: Classes of the batch normalisation, which is conditional then; None: called without labels.
 
     Raises:
-        ValueError: A size is not an integer or out of its range.
+        ValueError: A size is not an integer or out of its range, or there are classes without a normalisation.
 
     Example:
         >>> DCGANGenerator(latent_dim=16, channels=3, image_size=28)(torch.randn(2, 16)).shape
@@ -61,33 +64,36 @@ class DCGANGenerator(nn.Module):
     """
 
     def __init__(
-        self, latent_dim: int = 64, channels: int = 1, image_size: int = 8, width: int = 32, norm: bool = True
+        self,
+        latent_dim: int = 64,
+        channels: int = 1,
+        image_size: int = 8,
+        width: int = 32,
+        norm: bool = True,
+        num_classes: int | None = None,
     ) -> None:
-        super().__init__()
         sizes = pyramid(image_size)
-        self.latent_dim = count("latent_dim", latent_dim)
-        self.channels, self.image_size = count("channels", channels), image_size
+        super().__init__(latent_dim, channels, image_size, num_classes)
+        if num_classes is not None and not norm:
+            raise ValueError(
+                f"norm must be True for a class-conditional generator, found {norm!r} with num_classes={num_classes}: "
+                "the normalisation is where labels come in"
+            )
         features, base = count("width", width) * 2 ** (len(sizes) - 1), sizes[-1]
         layers: list[nn.Module] = [
             nn.Linear(latent_dim, features * base * base, bias=not norm),
             nn.Unflatten(1, (features, base, base)),
-            *_activated(features, norm),
+            *_activated(features, norm, num_classes),
         ]
         for size in reversed(sizes[:-1]):
             up = nn.ConvTranspose2d(features, features // 2, 4, 2, 1, output_padding=size % 2, bias=not norm)
             features //= 2
-            layers += [up, *_activated(features, norm)]
-        layers += [nn.Conv2d(features, channels, 3, padding=1), nn.Tanh()]
-        self.layers = nn.Sequential(*layers)
+            layers += [up, *_activated(features, norm, num_classes)]
+        self.layers = LabelledSequential(*layers, nn.Conv2d(features, channels, 3, padding=1), nn.Tanh())
         self.apply(_initialize)
 
-    @override
-    def forward(self, latent: Tensor) -> Tensor:
-        """Images ``(n, channels, image_size, image_size)`` in [-1, 1] from latents ``(n, latent_dim)``."""
-        return self.layers(latent)
 
-
-class DCGANDiscriminator(nn.Module):
+class DCGANDiscriminator(ImageDiscriminator):
     """Images to logits by strided convolutions and leaky rectifiers (slope 0.2).
 
     Args:
@@ -96,6 +102,7 @@ class DCGANDiscriminator(nn.Module):
         width: Channels of the feature maps at full size; they double with each halving of the size.
         norm: Batch normalisation after each strided convolution. Not together with a gradient penalty.
         spectral_norm: Divide each weight by its largest singular value (Miyato et al. 2018, arXiv:1802.05957).
+        num_classes: Classes of the projection; None: called without labels.
 
     Raises:
         ValueError: A size is not an integer or out of its range.
@@ -112,33 +119,25 @@ class DCGANDiscriminator(nn.Module):
         width: int = 32,
         norm: bool = False,
         spectral_norm: bool = False,
+        num_classes: int | None = None,
     ) -> None:
-        super().__init__()
         sizes = pyramid(image_size)
-        self.channels, self.image_size = count("channels", channels), image_size
+        super().__init__(channels, image_size, num_classes)
         features, base = count("width", width), sizes[-1]
         layers: list[nn.Module] = [nn.Conv2d(channels, features, 3, padding=1), nn.LeakyReLU(0.2)]
         for _ in sizes[1:]:
             down = nn.Conv2d(features, 2 * features, 4, 2, 1, bias=not norm)
             features *= 2
-            layers += [down, *_activated(features, norm, nn.LeakyReLU(0.2))]
-        layers += [nn.Flatten(), nn.Linear(features * base * base, 1), nn.Flatten(0)]
-        self.layers = nn.Sequential(*layers)
+            layers += [down, *([nn.BatchNorm2d(features)] if norm else []), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+        self.head = ProjectionHead(features * base * base, num_classes)
         self.apply(_initialize)
         if spectral_norm:
-            for layer in layers:
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    normalize_spectrum(layer)
-
-    @override
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(n,)`` of images ``(n, channels, image_size, image_size)``; above 0 means real."""
-        return self.layers(images)
+            normalize_spectra(self)
 
 
-def _activated(features: int, norm: bool, activation: nn.Module | None = None) -> list[nn.Module]:
-    activation = nn.ReLU() if activation is None else activation
-    return [nn.BatchNorm2d(features), activation] if norm else [activation]
+def _activated(features: int, norm: bool, num_classes: int | None) -> list[nn.Module]:
+    return [batch_norm(features, num_classes), nn.ReLU()] if norm else [nn.ReLU()]
 
 
 @torch.no_grad()
@@ -148,3 +147,5 @@ def _initialize(layer: nn.Module) -> None:
         nn.init.normal_(layer.weight, 0.0, INITIAL_STD)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
+    elif isinstance(layer, ProjectionHead) and layer.embedding is not None:
+        nn.init.normal_(layer.embedding.weight, 0.0, INITIAL_STD)
