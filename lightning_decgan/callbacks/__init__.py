@@ -1,6 +1,7 @@
-"""Callbacks for anyone's Trainer: sample grids, gossip monitoring, fidelity, run summary, batch counting, faults."""
+"""Callbacks for anyone's Trainer: sample grids, gossip, fidelity, class histograms, summary, batches, faults."""
 
 from lightning_decgan.callbacks.batches import BatchProgressBar, StopAfterBatches, training_batches
+from lightning_decgan.callbacks.class_histogram import ClassHistogram
 from lightning_decgan.callbacks.fault_injector import BadParameters, BadPayload, Delay, FaultInjector, Freeze, Kill
 from lightning_decgan.callbacks.fidelity import FidelityCallback, images_of
 from lightning_decgan.callbacks.gossip_monitor import GossipMonitor
@@ -11,6 +12,7 @@ __all__ = [
     "BadParameters",
     "BadPayload",
     "BatchProgressBar",
+    "ClassHistogram",
     "Delay",
     "FaultInjector",
     "FidelityCallback",

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_decgan.callbacks.batches import training_batches
+from lightning_decgan.callbacks.class_histogram import ClassHistogram
 from lightning_decgan.callbacks.fidelity import FidelityCallback, images_of
 from lightning_decgan.callbacks.files import write_json_atomically
 from lightning_decgan.callbacks.sample_grid import SampleGrid
@@ -38,7 +39,8 @@ class RunSummary(Callback):
     start), `wait_seconds_per_worker`, `late_steps_per_worker`, `rejected_per_worker` (payloads not added),
     `lost_workers`, `events` (who noticed what at which step: losses, rejected payloads, graphs knit anew; see
     `gossip.GossipEvent`), `consensus_distance`, `relative_consensus_distance`, `features` (the feature network's name),
-    `scores_before`, `scores`, `last_sample_grid`, `versions`. Steps, images and seconds go on counting across a resume.
+    `scores_before`, `scores`, `last_sample_grid`, `data` (what each worker trains on, see `ClassHistogram.facts`),
+    `versions`. Steps, images and seconds go on counting across a resume.
 
     Args:
         path: the file to write.
@@ -175,6 +177,7 @@ class RunSummary(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by one of Trainer's parts
         fidelity = next((callback for callback in callbacks if isinstance(callback, FidelityCallback)), None)
         grid = next((callback for callback in callbacks if isinstance(callback, SampleGrid)), None)
+        histogram = next((callback for callback in callbacks if isinstance(callback, ClassHistogram)), None)
         per_worker = self._per_worker
         images = sum(per_worker["images"]) if per_worker else self._images * trainer.world_size
         known = self._batches_of_unknown_size == 0
@@ -211,6 +214,7 @@ class RunSummary(Callback):
             "scores_before": fidelity.scores_before if fidelity else None,
             "scores": fidelity.scores if fidelity else None,
             "last_sample_grid": str(grid.last_path) if grid and grid.last_path else None,
+            "data": histogram.facts if histogram else None,
             "versions": _versions(),
         }
 

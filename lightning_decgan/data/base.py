@@ -1,147 +1,32 @@
-"""What the DataModules of images have in common: the split, the loaders, and images that are kept in memory.
+"""What the DataModules of images have in common: the split, each worker's shard, and the loaders.
 
-A subclass says which images there are; this module splits them by a seed and hands out loaders that Lightning can give
-a shard per worker. It never downloads, never augments, and never touches the global random number generator: the order
-of training batches is Lightning's business (its sampler, its seed), the split is this module's.
+A subclass says which images there are; this module splits them by a seed, deals them out to the workers, and hands out
+loaders. It never downloads, never augments, and never touches the global random number generator: the split and the
+deal are this module's, the order of training batches follows the run's seed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import operator
+import os
+import warnings
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Sampler, Subset
+
+from lightning_decgan.data.checks import require_integer
+from lightning_decgan.data.images import LabelledImages, labels_of
+from lightning_decgan.data.partition import Partition, check_partition, class_histogram, make_shards
+from lightning_decgan.data.shard_sampler import ShardSampler
 
 MINIMUM_IMAGE_SIZE = 8
-_RESIZE_CHUNK_IMAGES = 4096
-
-
-def require_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    """Return ``value`` as an ``int`` if it is an integer between ``minimum`` and ``maximum``.
-
-    Args:
-        name: The argument's name, for the error.
-        value: What the caller gave. NumPy integers pass, booleans and floats do not.
-        minimum: The smallest value that is allowed.
-        maximum: The largest value that is allowed, or ``None``.
-
-    Raises:
-        TypeError: If ``value`` is not an integer.
-        ValueError: If it is out of range.
-
-    Example:
-        >>> require_integer("batch_size", 64, minimum=1)
-        64
-        >>> require_integer("batch_size", 0, minimum=1)
-        Traceback (most recent call last):
-        ValueError: batch_size must be an integer >= 1, found 0
-    """
-    valid = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-    try:
-        integer = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        integer = None
-    if integer is None:
-        raise TypeError(f"{name} must be an integer {valid}, found {value!r}")
-    if integer < minimum or (maximum is not None and integer > maximum):
-        raise ValueError(f"{name} must be an integer {valid}, found {value!r}")
-    return integer
-
-
-def resize_images(images: Tensor, image_size: int) -> Tensor:
-    """Resize square images by antialiased bicubic interpolation, keeping dtype and range.
-
-    Args:
-        images: ``(n, c, s, s)``, ``uint8`` in 0..255 or floating point in [-1, 1].
-        image_size: The new side in pixels.
-
-    Returns:
-        ``(n, c, image_size, image_size)`` of the same dtype; bicubic overshoot is clamped to the range.
-
-    Example:
-        >>> resize_images(torch.full((2, 1, 8, 8), 0.5), 12).shape
-        torch.Size([2, 1, 12, 12])
-    """
-    if images.shape[-2:] == (image_size, image_size):
-        return images
-    whole_numbers = images.dtype == torch.uint8
-    resized = images.new_empty((*images.shape[:2], image_size, image_size))
-    # In pieces: the floating-point copy of a whole data set would be four times its size.
-    for piece, target in zip(images.split(_RESIZE_CHUNK_IMAGES), resized.split(_RESIZE_CHUNK_IMAGES), strict=True):
-        values = piece.float() if whole_numbers else piece
-        values = functional.interpolate(values, size=(image_size, image_size), mode="bicubic", antialias=True)
-        target.copy_(values.round_().clamp_(0, 255) if whole_numbers else values.clamp_(-1, 1))
-    return resized
-
-
-@runtime_checkable
-class LabelledImages(Protocol):
-    """A map-style data set of ``(image, label)`` pairs that can say what is in it."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]: ...
-
-    def fingerprint(self) -> str:
-        """A hexadecimal digest of all images and labels: equal digests mean equal data."""
-        ...
-
-
-class InMemoryImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images and labels held in memory; ``uint8`` images take a quarter of the space and are scaled when read.
-
-    Args:
-        images: ``(n, c, h, w)``: ``uint8`` in 0..255 (read as ``x / 127.5 - 1``) or ``float32`` in [-1, 1].
-        labels: ``(n,)`` ``int64``.
-
-    Raises:
-        ValueError: If shapes or dtypes are others.
-
-    Example:
-        >>> data = InMemoryImages(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8), torch.tensor([3]))
-        >>> image, label = data[0]
-        >>> image.max().item(), label.item()
-        (1.0, 3)
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        if images.ndim != 4 or images.dtype not in (torch.uint8, torch.float32):
-            raise ValueError(
-                f"images must be (n, c, h, w) of uint8 or float32, found {tuple(images.shape)} of {images.dtype}"
-            )
-        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-            raise ValueError(f"labels must be ({len(images)},) of int64, found {tuple(labels.shape)} of {labels.dtype}")
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def _scaled(self, images: Tensor) -> Tensor:
-        return images.float().div_(127.5).sub_(1.0) if images.dtype == torch.uint8 else images
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._scaled(self.images[index]), self.labels[index]
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """Read a whole batch at once: torch's loader asks for this where it exists."""
-        picked = torch.as_tensor(indices, dtype=torch.int64)
-        images, labels = self._scaled(self.images[picked]), self.labels[picked]
-        return list(zip(images.unbind(), labels.unbind(), strict=True))
-
-    def fingerprint(self) -> str:
-        """SHA-256 of shape, dtype, pixels and labels."""
-        digest = hashlib.sha256(f"{tuple(self.images.shape)} {self.images.dtype}".encode())
-        digest.update(self.images.contiguous().numpy().data)
-        digest.update(self.labels.contiguous().numpy().data)
-        return digest.hexdigest()
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -149,8 +34,20 @@ class ImageDataModule(LightningDataModule, ABC):
 
     A subclass sets ``name``, ``channels``, ``num_classes`` and ``class_names`` and defines :meth:`load`. The images are
     then split once, by ``seed``, into training and validation; the same seed gives the same split on every worker and
-    machine. Loaders are plain (``shuffle=True`` for training), so that Lightning puts its ``DistributedSampler`` into
-    them and each worker trains on its own shard.
+    machine. What a worker trains on is said by ``partition``:
+
+    - ``"iid"``: the loader is plain (``shuffle=True``), Lightning puts its ``DistributedSampler`` into it, and each
+      epoch all images are dealt out anew.
+    - ``"by_label"``: each worker has a part of the classes, for good
+      (:func:`~lightning_decgan.data.partition.shards_by_label`).
+    - ``"dirichlet"``: each worker has, for good, a share of each class drawn from Dir(``alpha``)
+      (:func:`~lightning_decgan.data.partition.dirichlet_shards`).
+
+    For the last two the loader brings a :class:`~lightning_decgan.data.shard_sampler.ShardSampler`, which Lightning
+    leaves in its place under any strategy. All three give every worker the same number of batches an epoch, that of
+    ``"iid"``: neighbours wait for each other, so smaller shards are repeated and larger ones take several epochs.
+    Validation and test images are never partitioned. ``Trainer(overfit_batches=...)`` replaces every sampler, and the
+    partition with it.
 
     Attributes:
         name: What the data is, lower snake case; it names cached feature networks and tables.
@@ -164,11 +61,15 @@ class ImageDataModule(LightningDataModule, ABC):
         image_size: The side of the square images, in pixels.
         validation_fraction: The share of images kept for validation, strictly between 0 and 1.
         num_workers: Loader processes of each worker; 0 loads in the training process.
-        seed: Of the split, nothing else.
+        seed: Of the split and, without a ``partition_seed``, of the partition.
+        maximum_image_size: The largest ``image_size`` that the subclass allows.
+        partition: ``"iid"``, ``"by_label"`` or ``"dirichlet"``.
+        alpha: The concentration of ``"dirichlet"``, from 1e-6 (workers differ as much as they can) to 1e6 (all alike).
+        partition_seed: Of the partition alone, so that it can change while the split stays; ``None``: ``seed``.
 
     Raises:
-        TypeError: If an integer argument is not an integer.
-        ValueError: If an argument is out of range.
+        TypeError: If an integer argument is not an integer, or ``alpha`` is not a number.
+        ValueError: If an argument is out of range, or ``partition`` needs labels that the images have not.
     """
 
     name: str
@@ -185,6 +86,9 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: int,
         *,
         maximum_image_size: int,
+        partition: Partition = "iid",
+        alpha: float = 0.5,
+        partition_seed: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size = require_integer("batch_size", batch_size, minimum=1)
@@ -196,6 +100,12 @@ class ImageDataModule(LightningDataModule, ABC):
         if not 0.0 < validation_fraction < 1.0:
             raise ValueError(f"validation_fraction must lie strictly between 0 and 1, found {validation_fraction!r}")
         self.validation_fraction = float(validation_fraction)
+        check_partition(partition, alpha)
+        self.partition, self.alpha = partition, float(alpha)
+        if partition_seed is None:
+            partition_seed = self.seed
+        self.partition_seed = require_integer("partition_seed", partition_seed, minimum=0, maximum=2**63 - 1)
+        self._place: tuple[int, int] | None = None
         self._images: LabelledImages | None = None
         self._test_images: LabelledImages | None = None
         self._train_indices: list[int] = []
@@ -216,9 +126,12 @@ class ImageDataModule(LightningDataModule, ABC):
             stage: Lightning's stage; the test set is loaded when it is first asked for (``"test"`` or ``None``).
 
         Raises:
-            ValueError: If there are too few images for the split.
+            ValueError: If there are too few images for the split, or ``partition`` needs labels that there are not.
         """
+        if stage == "fit":
+            self._place = None
         if self._images is None:
+            self._check_partition_has_labels()
             images = self.load()
             count = len(images)
             held_back = max(1, round(count * self.validation_fraction))
@@ -232,6 +145,14 @@ class ImageDataModule(LightningDataModule, ABC):
             self._images = images
         if stage in (None, "test") and self._test_images is None:
             self._test_images = self.load_test()
+
+    def _check_partition_has_labels(self) -> None:
+        """Subclasses that find out about labels when they are made call this then: before any worker is started."""
+        if self.partition != "iid" and self.num_classes is None:
+            raise ValueError(
+                f"partition={self.partition!r} deals images out by their labels, and {self.name!r} has none; valid "
+                f"would be partition='iid', or data with labels"
+            )
 
     def _loaded(self) -> LabelledImages:
         if self._images is None:
@@ -248,6 +169,47 @@ class ImageDataModule(LightningDataModule, ABC):
         """The validation images, after :meth:`setup`."""
         return Subset(self._loaded(), self._validation_indices)  # type: ignore[arg-type]
 
+    @property
+    def train_labels(self) -> Tensor:
+        """The labels of :attr:`train_dataset` in its order, ``(n,)`` ``int64``, after :meth:`setup`."""
+        return labels_of(self._loaded())[self._train_indices]
+
+    def shards(self, workers: int) -> list[npt.NDArray[np.int64]]:
+        """Which images of :attr:`train_dataset` each of N workers trains on, the same on every worker.
+
+        Args:
+            workers: N.
+
+        Returns:
+            N arrays of positions in :attr:`train_dataset`. With ``partition="iid"`` every worker draws from all, so
+            that each of them is 0 .. n - 1; otherwise they are disjoint.
+
+        Raises:
+            ValueError: If the images cannot be dealt to so many workers.
+        """
+        if self.partition == "iid":
+            return [np.arange(len(self._train_indices))] * workers
+        return make_shards(self.partition, self.train_labels.numpy(), workers, self.partition_seed, self.alpha)
+
+    def class_histograms(self, workers: int) -> list[list[int]]:
+        """How many images of each class each of N workers trains on; see :meth:`shards`.
+
+        Args:
+            workers: N.
+
+        Returns:
+            N rows of ``num_classes`` counts; of one count where there are no labels.
+        """
+        labels = self.train_labels.numpy()
+        return [class_histogram(labels[shard], self.num_classes or 1) for shard in self.shards(workers)]
+
+    def partition_digest(self) -> int:
+        """A number that is the same on two workers if they deal out the same labels in the same way; 62 bits."""
+        parts = (self.partition, self.alpha, self.partition_seed, len(self._train_indices))
+        digest = hashlib.sha256(repr(parts).encode())
+        digest.update(self.train_labels.numpy().data)
+        return int.from_bytes(digest.digest()[:8]) >> 2
+
     def fingerprint(self) -> str:
         """Digest of all images and labels, their sizes and the split (after :meth:`setup`): equal means equal data."""
         parts = (
@@ -261,11 +223,12 @@ class ImageDataModule(LightningDataModule, ABC):
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def _loader(self, dataset: Any, *, train: bool) -> DataLoader:
+    def _loader(self, dataset: Any, *, train: bool, sampler: Sampler[int] | None = None) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            shuffle=train,
+            shuffle=train and sampler is None,
+            sampler=sampler,
             drop_last=train,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -276,10 +239,10 @@ class ImageDataModule(LightningDataModule, ABC):
         """Shuffled batches of exactly ``batch_size`` images; what is left over at the end of an epoch is dropped.
 
         Raises:
-            ValueError: If the training images do not fill one batch on every worker.
+            ValueError: If the training images do not fill one batch on every worker, or cannot be dealt out.
         """
         dataset = self.train_dataset
-        workers = int(self.trainer.world_size) if self.trainer is not None else 1
+        worker, workers = self._worker_of_workers()
         if len(dataset) < self.batch_size * workers:
             largest = len(dataset) // workers
             advice = f"at most batch_size={largest}" if largest else f"at most {len(dataset)} workers"
@@ -287,7 +250,30 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"batch_size={self.batch_size} on {workers} worker(s) needs at least {self.batch_size * workers} "
                 f"training images, found {len(dataset)} in {self.name!r}; valid would be {advice}"
             )
-        return self._loader(dataset, train=True)
+        if self.partition == "iid":
+            return self._loader(dataset, train=True)
+        shards = self.shards(workers)
+        if len(shards[worker]) < self.batch_size:
+            warnings.warn(
+                f"partition={self.partition!r} gives worker {worker} {len(shards[worker])} training image(s), fewer "
+                f"than batch_size={self.batch_size}: its batches hold them several times",
+                stacklevel=2,
+            )
+        # The seed that Lightning gives its own samplers.
+        order_seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        return self._loader(dataset, train=True, sampler=ShardSampler(shards, worker, order_seed))
+
+    def _worker_of_workers(self) -> tuple[int, int]:
+        """This worker's number and how many there are, kept for one fit.
+
+        Loaders may be made anew every few epochs; were the data dealt out among those who are left by then, workers who
+        learn of a loss at different moments would have epochs of different lengths.
+        """
+        if self.trainer is None:
+            return 0, 1
+        if self._place is None:
+            self._place = int(self.trainer.global_rank), int(self.trainer.world_size)
+        return self._place
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
         """The validation images in order, the last batch as short as it is."""

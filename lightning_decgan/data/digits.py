@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from lightning_decgan.data.base import ImageDataModule, InMemoryImages, resize_images
+from lightning_decgan.data.base import ImageDataModule
+from lightning_decgan.data.images import InMemoryImages, resize_images
+from lightning_decgan.data.partition import Partition
 
 _LARGEST_VALUE = 16  # ink is counted from 0 to 16: the pixels set in a 4 x 4 block of the original bitmap
 _MAXIMUM_IMAGE_SIZE = 64
@@ -26,6 +28,7 @@ class DigitsDataModule(ImageDataModule):
         validation_fraction: The share of images kept for validation.
         num_workers: Loader processes of each worker.
         seed: Of the split into training and validation.
+        partition, alpha, partition_seed: What each worker trains on; see :class:`ImageDataModule`.
 
     Raises:
         TypeError: If an integer argument is not an integer.
@@ -55,9 +58,20 @@ class DigitsDataModule(ImageDataModule):
         validation_fraction: float = 0.2,
         num_workers: int = 0,
         seed: int = 0,
+        partition: Partition = "iid",
+        alpha: float = 0.5,
+        partition_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, image_size, validation_fraction, num_workers, seed, maximum_image_size=_MAXIMUM_IMAGE_SIZE
+            batch_size,
+            image_size,
+            validation_fraction,
+            num_workers,
+            seed,
+            maximum_image_size=_MAXIMUM_IMAGE_SIZE,
+            partition=partition,
+            alpha=alpha,
+            partition_seed=partition_seed,
         )
 
     def load(self) -> InMemoryImages:

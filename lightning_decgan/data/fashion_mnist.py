@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_decgan.data.base import ImageDataModule, InMemoryImages, resize_images
+from lightning_decgan.data.base import ImageDataModule
 from lightning_decgan.data.idx import IdxError, read_idx
+from lightning_decgan.data.images import InMemoryImages, resize_images
+from lightning_decgan.data.partition import Partition
 
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package ``dataset-fashion-mnist`` puts the files."""
@@ -40,6 +42,7 @@ class FashionMNISTDataModule(ImageDataModule):
         validation_fraction: The share of the 60,000 kept for validation; the default is 5,000 images.
         num_workers: Loader processes of each worker.
         seed: Of the split into training and validation.
+        partition, alpha, partition_seed: What each worker trains on; see :class:`ImageDataModule`.
 
     Raises:
         FileNotFoundError: When it is made, if files are missing: names them, the folders looked into, and a remedy.
@@ -71,9 +74,20 @@ class FashionMNISTDataModule(ImageDataModule):
         validation_fraction: float = 1 / 12,
         num_workers: int = 0,
         seed: int = 0,
+        partition: Partition = "iid",
+        alpha: float = 0.5,
+        partition_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, image_size, validation_fraction, num_workers, seed, maximum_image_size=_MAXIMUM_IMAGE_SIZE
+            batch_size,
+            image_size,
+            validation_fraction,
+            num_workers,
+            seed,
+            maximum_image_size=_MAXIMUM_IMAGE_SIZE,
+            partition=partition,
+            alpha=alpha,
+            partition_seed=partition_seed,
         )
         # Looked for at once: a missing file is then an error before any worker is started.
         self._paths = _find_files(None if root is None else Path(root).expanduser())

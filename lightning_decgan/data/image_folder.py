@@ -17,11 +17,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_decgan.data.base import ImageDataModule, require_integer
+from lightning_decgan.data.base import ImageDataModule
+from lightning_decgan.data.checks import require_integer
+from lightning_decgan.data.partition import Partition
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_MAXIMUM_IMAGE_SIZE = 1024
+MAXIMUM_IMAGE_SIZE = 1024
 
 
 def read_image(path: str | os.PathLike[str], image_size: int, channels: int) -> Tensor:
@@ -54,11 +56,29 @@ def read_image(path: str | os.PathLike[str], image_size: int, channels: int) -> 
             pixels, allowed = file.width * file.height, Image.MAX_IMAGE_PIXELS
             if allowed is not None and pixels > allowed:
                 raise ValueError(f"{file.width} x {file.height} pixels, allowed are {allowed} in all")
-            image = _eight_bits(ImageOps.exif_transpose(file), "L" if channels == 1 else "RGB")
-            image = ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BICUBIC)
+            return image_to_tensor(ImageOps.exif_transpose(file), image_size, channels)
     # Pillow's readers raise many kinds on damaged files; whichever it is, the user needs the file's name.
     except Exception as error:
         raise ValueError(f"cannot read image {os.fspath(path)}: {error}") from error
+
+
+def image_to_tensor(image: Image.Image, image_size: int, channels: int) -> Tensor:
+    """Bring one of Pillow's images to the networks' size, channels and range, as :func:`read_image` says.
+
+    Args:
+        image: An image of any mode.
+        image_size: The side in pixels.
+        channels: 1 for grey, 3 for RGB.
+
+    Returns:
+        ``(channels, image_size, image_size)``, ``float32`` in [-1, 1].
+
+    Example:
+        >>> image_to_tensor(Image.new("L", (40, 20), 255), 8, channels=3).shape
+        torch.Size([3, 8, 8])
+    """
+    image = _eight_bits(image, "L" if channels == 1 else "RGB")
+    image = ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BICUBIC)
     values = torch.from_numpy(np.array(image, dtype=np.float32)).div_(127.5).sub_(1.0)
     return values.unsqueeze(0) if channels == 1 else values.permute(2, 0, 1).contiguous()
 
@@ -124,13 +144,14 @@ class ImageFolderDataModule(ImageDataModule):
         seed: Of the split into training and validation.
         labels: ``False`` takes sub-folders as mere storage: no labels.
         name: What the data is called; ``None`` takes the folder's name.
+        partition, alpha, partition_seed: What each worker trains on; see :class:`ImageDataModule`.
 
     Raises:
         FileNotFoundError: When it is made, if the folder does not exist or has no image in it.
         NotADirectoryError: If ``root`` is a file.
         TypeError: If an integer argument is not an integer.
-        ValueError: If an argument is out of range, or images lie both in sub-folders and beside them. Later, while
-            batches are read, if a file cannot be read as an image.
+        ValueError: If an argument is out of range, images lie both in sub-folders and beside them, or ``partition``
+            needs labels that there are not. Later, while batches are read, if a file cannot be read as an image.
 
     Example:
         >>> import tempfile
@@ -157,9 +178,20 @@ class ImageFolderDataModule(ImageDataModule):
         seed: int = 0,
         labels: bool = True,
         name: str | None = None,
+        partition: Partition = "iid",
+        alpha: float = 0.5,
+        partition_seed: int | None = None,
     ) -> None:
         super().__init__(
-            batch_size, image_size, validation_fraction, num_workers, seed, maximum_image_size=_MAXIMUM_IMAGE_SIZE
+            batch_size,
+            image_size,
+            validation_fraction,
+            num_workers,
+            seed,
+            maximum_image_size=MAXIMUM_IMAGE_SIZE,
+            partition=partition,
+            alpha=alpha,
+            partition_seed=partition_seed,
         )
         self.channels = require_integer("channels", channels, 1, 3)
         if self.channels == 2:
@@ -175,6 +207,7 @@ class ImageFolderDataModule(ImageDataModule):
         self._labels = [numbers.get(label, 0) if label is not None else 0 for label in classes]
         chosen = self.root.name if name is None else name
         self.name = re.sub(r"[^a-z0-9]+", "_", chosen.lower()).strip("_") or "images"
+        self._check_partition_has_labels()
 
     def load(self) -> FolderImages:
         """Return all images, in the order of their sorted relative paths."""

@@ -164,6 +164,7 @@ def train_classifier_features(
     """
     if not isinstance(datamodule, ImageDataModule):
         raise TypeError(f"datamodule must be an ImageDataModule, found {type(datamodule).__name__}")
+    datamodule.prepare_data()
     if datamodule.num_classes is None or datamodule.num_classes < 2:
         found = "no labels" if datamodule.num_classes is None else "only one class"
         raise ValueError(

@@ -21,7 +21,7 @@ from lightning_decgan.topology import TOPOLOGIES
 GROUPS = sorted(folder.name for folder in config_dir().iterdir() if folder.is_dir())
 OPTIONS = [(group, option) for group in GROUPS for option in options(group)]
 # what a data set cannot be made without, and no default can know
-NEEDED = {"image_folder": ["data.root=/nowhere"]}
+NEEDED = {name: ["data.root=/nowhere"] for name in ("image_folder", "cifar10", "celeba", "lsun", "imagenet")}
 
 
 def size_for(model):

@@ -151,6 +151,18 @@ def test_one_worker_alone_trains_too(decgan, tmp_path):
     assert summary["last_sample_grid"].endswith("step-000004-model.png")
 
 
+@pytest.mark.processes
+def test_workers_with_classes_of_their_own_are_told_of(decgan, tmp_path):
+    result = decgan("train", "debug=default", "partition=by_label", "~callbacks.fidelity", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    data = summary_of(run_folder(tmp_path))["data"]
+    assert (data["name"], data["partition"]) == ("digits", "by_label")
+    first, second = data["class_histogram_per_worker"]
+    assert [bool(one) + bool(other) for one, other in zip(first, second, strict=True)] == [1] * 10
+    table = [line.split() for line in result.stderr.splitlines() if line.split()[:1] in (["worker"], ["0"], ["1"])]
+    assert [line[1] for line in table] == ["images", str(sum(first)), str(sum(second))]
+
+
 def test_an_option_that_does_not_exist_is_answered_with_those_that_do(decgan, tmp_path):
     result = decgan("train", "topology=triangle", cwd=tmp_path)
     assert result.returncode == 1

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from sklearn.datasets import load_digits
 
 from lightning_decgan.data import DigitsDataModule, InMemoryImages
-from lightning_decgan.data.base import resize_images
+from lightning_decgan.data.images import resize_images
 
 
 def everything(module: DigitsDataModule) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,6 +115,7 @@ def test_a_module_that_was_set_up_survives_pickling():
 
 class FourWorkers:
     world_size = 4
+    global_rank = 0
 
 
 def test_fewer_images_than_one_batch_on_every_worker_is_an_error_naming_the_sizes():
