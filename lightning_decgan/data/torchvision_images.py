@@ -52,14 +52,12 @@ class TorchvisionImages(Dataset[tuple[Tensor, Tensor]]):
         self.description = description
         self._dataset = dataset
         self._reopen = reopen
-        self._process = os.getpid()
 
     @property
     def dataset(self) -> Any:
         """The object that torchvision made."""
-        # A database of LSUN's must not be used on the other side of a fork.
-        if self._dataset is None or (hasattr(self._dataset, "dbs") and self._process != os.getpid()):
-            self._dataset, self._process = self._reopen(), os.getpid()
+        if self._dataset is None:
+            self._dataset = self._reopen()
         return self._dataset
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch import Tensor
 
 # What the part that is kept for testing is called where it is not "test".
 _TEST_SPLITS = {"CLEVRClassification": "val", "ImageNet": "val", "Imagenette": "val", "Places365": "val"}
+# LSUN's databases: lmdb opens each only once in a process, however many DataModules read it.
+_DATABASES: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _RESERVED = ("root", "download", "transform", "target_transform", "transforms")
 
 
@@ -126,6 +129,10 @@ def open_dataset(name: str, root: str | Path, arguments: Mapping[str, Any], down
         ValueError: If it refuses an argument, or finds no images.
     """
     cls = dataset_class(name)
+    key = repr((name, str(root), sorted(arguments.items())))
+    shared = _DATABASES.get(key)
+    if shared is not None:
+        return shared
     try:
         dataset = cls(root=str(root), **arguments, **({"download": True} if download else {}))
     except (TypeError, ValueError) as error:
@@ -141,6 +148,8 @@ def open_dataset(name: str, root: str | Path, arguments: Mapping[str, Any], down
         ) from error
     if not len(dataset):
         raise ValueError(f"torchvision's {name} has no images in root={str(root)!r}")
+    if hasattr(dataset, "dbs"):
+        _DATABASES[key] = dataset
     return dataset
 
 

@@ -25,12 +25,6 @@ def md5(path):
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def names():
-    from torchvision import datasets
-
-    return [name for name in datasets.__all__ if issubclass(getattr(datasets, name), datasets.VisionDataset)]
-
-
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
     """CIFAR-10's pickled batches with four images each; torchvision checks their sums as it does the real ones'."""
@@ -144,7 +138,8 @@ def test_imagenet_has_its_classes_and_its_validation_part(tmp_path):
         TorchvisionDataModule("ImageNet", tmp_path, download=True)
 
 
-def test_lsun_is_read_from_its_databases_in_this_process_and_in_loaders(tmp_path):
+def test_lsun_is_read_from_its_databases_in_this_process_and_in_loaders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # torchvision leaves a list of keys in the working directory
     lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")
     for category, colour, count in (("bedroom", "red", 8), ("tower", "blue", 4)):
         for part in ("train", "val"):
@@ -198,6 +193,5 @@ def test_files_that_are_not_there_are_said_for_every_class_alike(name, tmp_path)
 
 
 def test_a_wrong_name_gets_the_nearest(tmp_path):
-    assert "CIFAR10" in names()
     with pytest.raises(ValueError, match=r"found 'Cifar10'; valid would be .*CIFAR10"):
         TorchvisionDataModule("Cifar10", tmp_path)

@@ -224,14 +224,17 @@ def test_it_travels_to_other_processes_without_its_files_in_hand(root):
     assert copy.fingerprint() == module.fingerprint()
 
 
-def test_a_database_is_opened_anew_on_the_other_side_of_a_fork(root, monkeypatch):
-    images = make("LSUN", root).load()
-    before = VisionDataset.opened
-    assert images.dataset is images.dataset
-    assert VisionDataset.opened == before
-    monkeypatch.setattr("lightning_decgan.data.torchvision_images.os.getpid", lambda: -1)
-    assert images.dataset is images.dataset
-    assert VisionDataset.opened == before + 1
+def test_a_database_is_open_once_however_many_read_it_and_not_for_ever(root):
+    first, second = make("LSUN", root).load(), make("LSUN", root).load()
+    assert first.dataset is second.dataset
+    other = make("LSUN", root, arguments={"classes": ["tower_train", "bedroom_train"]}).load()
+    assert other.dataset is not first.dataset
+    opened = VisionDataset.opened
+    assert pickle.loads(pickle.dumps(first)).dataset is first.dataset
+    assert VisionDataset.opened == opened
+    del first, second
+    make("LSUN", root).load()
+    assert VisionDataset.opened == opened + 1
 
 
 def test_the_fingerprint_sees_pixels_labels_and_arguments(root):
