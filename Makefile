@@ -4,17 +4,25 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# torchvision, which torch-fidelity needs, breaks what it does not fit: it gets an environment of its own.
+FIDELITY_VENV ?= .venv-fidelity
+FIDELITY_READY := $(FIDELITY_VENV)/.ready
 # One thread a worker: four workers on two cores would otherwise fight for them.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-unit lint format docs wheel clean help
+.PHONY: demo test test-unit test-fidelity lint format docs wheel clean help
 
 help:  ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(FIDELITY_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FIDELITY_VENV)
+	$(FIDELITY_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fidelity]" pytest pytest-timeout
 	touch $@
 
 demo: $(READY)  ## four workers learn to draw digits, decentralized
@@ -25,6 +33,9 @@ test: $(READY)  ## every test: unit, distributed, command line, examples, the wh
 
 test-unit: $(READY)  ## the tests that start no process, and the docstrings' examples
 	$(BIN)/python -m pytest tests/unit lightning_decgan
+
+test-fidelity: $(FIDELITY_READY)  ## torchmetrics against torch-fidelity, in an environment of its own
+	$(FIDELITY_VENV)/bin/python -m pytest tests/fidelity
 
 lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -44,4 +55,4 @@ wheel: $(READY)  ## build sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
 clean:  ## remove environments and outputs
-	rm -rf $(VENV) .venv-fidelity dist build outputs multirun
+	rm -rf $(VENV) $(FIDELITY_VENV) dist build outputs multirun

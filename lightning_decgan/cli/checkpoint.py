@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +20,11 @@ from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from lightning_decgan.cli.errors import UsageError, one_line
 from lightning_decgan.gan import DecentralizedGANModule
+from lightning_decgan.strategy import checkpoint as checkpoints
 
 KEY = "decgan"
 TRUSTED_PACKAGES = ("lightning_decgan.gan", "lightning_decgan.optim", "lightning_decgan.data", "torch.optim")
@@ -78,11 +80,13 @@ class TrainedModel:
         model: with the checkpoint's weights (the consensus), in eval mode, on the CPU.
         config: `{"model": ..., "data": ...}` as it was trained.
         path: of the checkpoint.
+        shards: of a decentralized run: how to find each worker's own state, by rank; else empty.
     """
 
     model: DecentralizedGANModule
     config: dict[str, Any]
     path: Path
+    shards: list[dict[str, Any]] = field(default_factory=list)
 
 
 def load_trained(path: str | Path, *, trust_targets: bool = False) -> TrainedModel:
@@ -96,8 +100,8 @@ def load_trained(path: str | Path, *, trust_targets: bool = False) -> TrainedMod
         The model and its configuration.
 
     Raises:
-        UsageError: if there is no such file, it is no such checkpoint, it names classes that are not trusted, or its
-            weights do not fit its configuration.
+        UsageError: if there is no such file, it is no such checkpoint, it has been altered, it names classes that are
+            not trusted, or its weights do not fit its configuration.
 
     Example:
         >>> load_trained("/nowhere/last.ckpt")
@@ -118,6 +122,11 @@ def load_trained(path: str | Path, *, trust_targets: bool = False) -> TrainedMod
             f"{path} carries no configuration under {KEY!r}: it was not written by decgan train; "
             "load it in Python with load_from_checkpoint"
         )
+    try:
+        manifest = checkpoints.verify(path, content)
+        shards = [] if manifest is None else [dict(entry) for entry in manifest["shards"]]
+    except (checkpoints.CheckpointError, LookupError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(one_line(error)) from error
     config = parse_config(content[KEY], path)
     if not trust_targets:
         check_targets(config, path)
@@ -126,7 +135,45 @@ def load_trained(path: str | Path, *, trust_targets: bool = False) -> TrainedMod
         model.load_state_dict(content["state_dict"])
     except (HydraException, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UsageError(f"no model can be made of {path}: {one_line(error)}") from error
-    return TrainedModel(cast(DecentralizedGANModule, model.eval()), config, path)
+    return TrainedModel(cast(DecentralizedGANModule, model.eval()), config, path, shards)
+
+
+def require_workers(trained: TrainedModel) -> None:
+    """Raises a usage error unless the checkpoint knows the workers that trained it.
+
+    Example:
+        >>> require_workers(TrainedModel(None, {}, Path("x.ckpt")))
+        Traceback (most recent call last):
+        lightning_decgan.cli.errors.UsageError: x.ckpt knows no workers: it was not saved by a decentralized run of \
+decgan train; leave out --per-worker
+    """
+    if not trained.shards:
+        raise UsageError(
+            f"{trained.path} knows no workers: it was not saved by a decentralized run of decgan train; "
+            "leave out --per-worker"
+        )
+
+
+def worker_weights(trained: TrainedModel) -> Iterator[dict[str, Tensor]]:
+    """Each worker's own weights, in the order of the ranks, one at a time in memory.
+
+    Args:
+        trained: of a checkpoint that a decentralized run saved; its shards lie in `x.ckpt.workers/` beside it.
+
+    Yields:
+        A state dict of the model.
+
+    Raises:
+        UsageError: if the checkpoint has no shards, or one of them is missing, altered or without weights.
+    """
+    require_workers(trained)
+    for worker, entry in enumerate(trained.shards):
+        try:
+            state = checkpoints.open_shard(trained.path, entry)["checkpoint"]["state_dict"]
+        except (checkpoints.CheckpointError, OSError, LookupError, TypeError, RuntimeError) as error:
+            reason = one_line(error)
+            raise UsageError(f"worker {worker} of {trained.path} cannot be scored: {reason}") from error
+        yield state
 
 
 def parse_config(text: str, path: Path) -> dict[str, Any]:

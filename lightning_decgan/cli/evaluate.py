@@ -1,27 +1,32 @@
 """`decgan evaluate`: how close a checkpoint's samples are to the real images that were held back from training.
 
-The scores compare features of a classifier trained on the data's own labels, and every table names that network: these
-are not FID values of Inception and do not compare with any. One process, no workers.
+By default the scores compare features of a classifier trained on the data's own labels; `--features inception` takes
+Inception as torch-fidelity ships it, and only then is a score called FID. Every table and file names the network. One
+process, no workers: with `--per-worker` their weights are taken from the checkpoint's shards.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_decgan.cli.errors import UsageError, one_line
-from lightning_decgan.cli.sample import check_range, draw
+from lightning_decgan.cli.generated import MOST_SAMPLES
+from lightning_decgan.cli.sample import check_range
 
 if TYPE_CHECKING:
-    from torch import nn
+    from lightning_decgan.cli.checkpoint import TrainedModel
 
-    from lightning_decgan.gan import DecentralizedGANModule
-
-MOST_SAMPLES = 1_000_000
-BATCH_SIZE = 256
-BETTER = {"frechet_distance": "lower", "kernel_distance": "lower", "inception_score": "higher"}
+BETTER = {
+    **dict.fromkeys(("frechet_distance", "kernel_distance", "fid", "kid"), "lower"),
+    **dict.fromkeys(("inception_score", "precision", "recall"), "higher"),
+}
+RUN_FOLDER = "the run's folder"
+"""What stands for --memorization without a path."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,9 +37,42 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a .ckpt file of decgan train")
     parser.add_argument("--samples", type=int, default=1024, metavar="N", help="images to generate (default: 1024)")
     parser.add_argument("--seed", type=int, default=0, help="of the latent points (default: 0)")
+    parser.add_argument("--per-worker", action="store_true", help="score each worker's own generator as well")
+    parser.add_argument(
+        "--scorer",
+        choices=("auto", "torchmetrics", "torch-fidelity"),
+        default="auto",
+        help="who computes; torch-fidelity adds precision and recall (default: torch-fidelity where it is installed)",
+    )
+    parser.add_argument(
+        "--features",
+        choices=("cnn", "inception"),
+        default="cnn",
+        help="cnn: a classifier trained on the data's labels (default); inception: the network of the published FID",
+    )
+    parser.add_argument("--weights", type=Path, default=None, metavar="FILE", help="of --features inception")
+    parser.add_argument(
+        "--kernel-subset-size", type=int, default=None, metavar="N", help="default: 100; for inception 1000"
+    )
+    parser.add_argument(
+        "--memorization",
+        nargs="?",
+        type=Path,
+        const=Path(RUN_FOLDER),
+        default=None,
+        metavar="OUT.png",
+        help="compare samples with their nearest training images, and draw them (default: into the run's folder)",
+    )
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the scores to this file as well")
     parser.add_argument("--data-root", default=None, metavar="DIR", help="where the data is on this machine")
-    parser.add_argument("--cache-dir", type=Path, default=None, help="where trained feature networks are kept")
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=None,
+        help="where trained feature networks and features of real images are kept (default: $DECGAN_CACHE_DIR, else "
+        "lightning_decgan/features in the user's cache folder)",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
     parser.add_argument(
         "--trust-targets", action="store_true", help="make any class that the checkpoint names: runs its code"
     )
@@ -56,37 +94,25 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     check_range("samples", arguments.samples, 2, MOST_SAMPLES)
     check_range("seed", arguments.seed, 0, 2**31)
-    from hydra.errors import HydraException
-    from hydra.utils import instantiate
-
+    if arguments.kernel_subset_size is not None:
+        check_range("kernel-subset-size", arguments.kernel_subset_size, 2, MOST_SAMPLES)
+    if arguments.weights is not None and arguments.features != "inception":
+        raise UsageError("weights are those of --features inception: add it, or leave --weights out")
+    picture = arguments.memorization
+    if picture is not None and picture.name != RUN_FOLDER and picture.suffix.lower() != ".png":
+        raise UsageError(f"memorization must name a picture ending in .png, found {picture}")
     from lightning_decgan.callbacks.files import write_json_atomically
-    from lightning_decgan.cli.checkpoint import load_trained
-    from lightning_decgan.metrics import train_classifier_features
+    from lightning_decgan.cli.checkpoint import load_trained, require_workers
 
     trained = load_trained(arguments.checkpoint, trust_targets=arguments.trust_targets)
-    data_config = dict(trained.config["data"])
-    if arguments.data_root is not None:
-        data_config["root"] = arguments.data_root
+    if arguments.per_worker:
+        require_workers(trained)
+    scorer = choose_scorer(arguments.scorer)
+    datamodule, network = _data_and_features(arguments, trained)
     try:
-        datamodule = instantiate(data_config, _convert_="all")
-        features = train_classifier_features(datamodule, cache_dir=arguments.cache_dir)
-    except HydraException as error:
-        raise UsageError(f"data: {one_line(error.__cause__ or error)}") from error
-    except (ValueError, OSError) as error:
-        raise UsageError(f"data: {one_line(error)}") from error
-    try:
-        scores = evaluate(trained.model, datamodule, features, samples=arguments.samples, seed=arguments.seed)
-    except ValueError as error:
+        result = _evaluate(arguments, trained, datamodule, network, scorer)
+    except (ValueError, ImportError) as error:
         raise UsageError(one_line(error)) from error
-    result = {
-        "checkpoint": str(trained.path),
-        "data": datamodule.name,
-        "real_images": len(datamodule.val_dataset),
-        "samples": arguments.samples,
-        "seed": arguments.seed,
-        "features": features.name,
-        "scores": scores,
-    }
     if arguments.json is not None:
         try:
             write_json_atomically(arguments.json, result)
@@ -96,47 +122,169 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def evaluate(
-    model: DecentralizedGANModule, datamodule: Any, features: nn.Module, *, samples: int = 1024, seed: int = 0
-) -> dict[str, float]:
-    """Scores a model's samples against a DataModule's validation images.
+def choose_scorer(wanted: str) -> str:
+    """The library that makes the scores.
 
     Args:
-        model: a GAN whose `sample(n)` gives images in [-1, 1].
-        datamodule: set up, with a `val_dataloader` of batches (images, labels).
-        features: a network `images -> (n, num_features)`.
-        samples: images to generate.
-        seed: of the latent points.
+        wanted: "auto", or one of `lightning_decgan.metrics.scoring.SCORERS`.
 
     Returns:
-        `frechet_distance`, `kernel_distance`, `inception_score`.
+        Its name; for "auto" torch-fidelity where it is installed, else torchmetrics.
 
     Raises:
-        ValueError: if there are too few images for a score.
-    """
-    from lightning_decgan.callbacks.fidelity import images_of
-    from lightning_decgan.metrics import Fidelity
+        UsageError: if it is not installed or cannot be imported.
 
-    fidelity = Fidelity(features)
-    for batch in datamodule.val_dataloader():
-        fidelity.update(images_of(batch), real=True)
-    # a batch at a time, with a seed of its own each, so that the images are never all in memory
-    for index, first in enumerate(range(0, samples, BATCH_SIZE)):
-        count = min(BATCH_SIZE, samples - first)
-        fidelity.update(draw(model, count, seed=seed * MOST_SAMPLES + index), real=False)
-    return {name: float(value) for name, value in fidelity.compute().items()}
+    Example:
+        >>> choose_scorer("torchmetrics")
+        'torchmetrics'
+    """
+    from lightning_decgan.metrics.extractors import MissingExtraError, require_torch_fidelity, torch_fidelity_version
+
+    if wanted == "auto":
+        wanted = "torchmetrics" if torch_fidelity_version() is None else "torch-fidelity"
+    if wanted == "torch-fidelity":
+        try:
+            require_torch_fidelity()
+        except MissingExtraError as error:
+            raise UsageError(f"scorer torch-fidelity: {one_line(error)}; or use --scorer torchmetrics") from error
+    return wanted
+
+
+def _data_and_features(arguments: argparse.Namespace, trained: TrainedModel) -> tuple[Any, Any]:
+    """The DataModule of a checkpoint and the feature network, on the device."""
+    import torch
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+
+    from lightning_decgan.metrics import train_classifier_features
+    from lightning_decgan.metrics.inception import inception_features
+
+    try:
+        device = torch.device(arguments.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UsageError(f"device {arguments.device!r} is not to be had here: {one_line(error)}") from error
+    data_config = dict(trained.config["data"])
+    if arguments.data_root is not None:
+        data_config["root"] = arguments.data_root
+    try:
+        datamodule = instantiate(data_config, _convert_="all")
+        datamodule.setup("fit")
+    except HydraException as error:
+        raise UsageError(f"data: {one_line(error.__cause__ or error)}") from error
+    except (ValueError, OSError) as error:
+        raise UsageError(f"data: {one_line(error)}") from error
+    try:
+        if arguments.features == "inception":
+            network: Any = inception_features(arguments.weights)
+        else:
+            network = train_classifier_features(datamodule, cache_dir=arguments.cache_dir)
+    except (ValueError, OSError, ImportError) as error:
+        hint = "; or add --features inception" if datamodule.num_classes is None and arguments.features == "cnn" else ""
+        raise UsageError(f"features: {one_line(error)}{hint}") from error
+    trained.model.to(device)
+    return datamodule, network.to(device)
+
+
+def _evaluate(
+    arguments: argparse.Namespace, trained: TrainedModel, datamodule: Any, network: Any, scorer: str
+) -> dict[str, Any]:
+    """Everything that was asked for, as it stands in the JSON."""
+    from lightning_decgan.cli.checkpoint import worker_weights
+    from lightning_decgan.cli.evaluation import evaluate, memorization_report
+    from lightning_decgan.metrics import PUBLISHED_INCEPTION, ScoreSettings, real_features
+    from lightning_decgan.metrics.extractors import network_digest, torch_fidelity_version
+
+    settings = PUBLISHED_INCEPTION if arguments.features == "inception" else ScoreSettings()
+    if arguments.kernel_subset_size is not None:
+        settings = replace(settings, kernel_subset_size=arguments.kernel_subset_size)
+    settings.check_counts(len(datamodule.val_dataset), arguments.samples)
+    real = real_features(datamodule, network, cache_dir=arguments.cache_dir)
+    drawn = {"samples": arguments.samples, "seed": arguments.seed}
+    scores, fake = evaluate(trained.model, network, real, scorer=scorer, settings=settings, **drawn)
+    result: dict[str, Any] = {
+        "checkpoint": str(trained.path),
+        "data": datamodule.name,
+        "data_sha256": datamodule.fingerprint(),
+        "real_images": len(real),
+        **drawn,
+        "features": network.name,
+        "features_accuracy": getattr(network, "accuracy", None),
+        "features_sha256": network_digest(network),
+        "scorer": scorer,
+        "scorer_version": torch_fidelity_version() if scorer == "torch-fidelity" else metadata.version("torchmetrics"),
+        "settings": asdict(settings),
+        "scores": scores,
+    }
+    if arguments.memorization is not None:
+        wanted = arguments.memorization
+        picture = run_folder(trained.path) / "memorization.png" if wanted.name == RUN_FOLDER else wanted
+        try:
+            result["memorization"] = memorization_report(
+                trained.model, datamodule, network, real, fake, picture, seed=arguments.seed,
+                cache_dir=arguments.cache_dir, source=trained.path.name,
+            )  # fmt: skip
+        except OSError as error:
+            raise UsageError(f"memorization {picture} cannot be written: {error.strerror or error}") from error
+    if arguments.per_worker:
+        result["workers"] = []
+        for worker, weights in enumerate(worker_weights(trained)):
+            try:
+                trained.model.load_state_dict(weights)
+            except RuntimeError as error:
+                raise UsageError(f"worker {worker} of {trained.path} has other weights: {one_line(error)}") from error
+            own, _ = evaluate(trained.model, network, real, scorer=scorer, settings=settings, **drawn)
+            result["workers"].append({"worker": worker, "scores": own})
+    return result
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that saved a checkpoint; of one that was moved, the folder that it is in.
+
+    Example:
+        >>> run_folder(Path("runs/a/checkpoints/last.ckpt")).name, run_folder(Path("runs/a/moved.ckpt")).name
+        ('a', 'a')
+    """
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def _print_table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    scores, workers = result["scores"], result.get("workers", [])
     table = Table(title=f"{result['samples']} samples of {Path(result['checkpoint']).name}", title_justify="left")
-    table.add_column("score")
-    table.add_column("value", justify="right")
-    table.add_column("better is")
-    for name, value in result["scores"].items():
-        table.add_row(name, f"{value:.5g}", BETTER.get(name, ""))
-    table.caption = f"features: {result['features']}; against {result['real_images']} images of {result['data']}"
-    table.caption_justify = "left"
-    Console().print(table)
+    if workers:
+        table.add_column("model")
+        for name in scores:
+            table.add_column(f"{name}\n{BETTER[name]} is better", justify="right")
+        rows = {"consensus": scores} | {f"worker {entry['worker']}": entry["scores"] for entry in workers}
+        for model, values in rows.items():
+            table.add_row(model, *(f"{values[name]:.5g}" for name in scores))
+    else:
+        table.add_column("score")
+        table.add_column("value", justify="right")
+        table.add_column("better is")
+        for name, value in scores.items():
+            table.add_row(name, f"{value:.5g}", BETTER[name])
+    lines = [
+        f"features: {result['features']}; against {result['real_images']} images of {result['data']}; "
+        f"computed by {result['scorer']} {result['scorer_version']}"
+    ]
+    if "memorization" in result:
+        lines.append(_memorization_line(result["memorization"]))
+    console = Console()
+    console.print(table)
+    for line in lines:
+        # below the table and not in it, where a path would be broken to the table's width
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _memorization_line(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "nearest training images: not compared, the generator has diverged"
+    return (
+        f"nearest training image: {found['ratio']:.2f} x as far as from held-out images (median), "
+        f"z = {found['z']:.1f}; {found['picture']}"
+    )

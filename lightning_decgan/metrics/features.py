@@ -255,7 +255,7 @@ def _train(
     network.to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=epochs * len(loader))
-    with _progress_bar(f"training {network.name}", epochs * len(loader), progress) as advance:
+    with progress_bar(f"training {network.name}", epochs * len(loader), progress) as advance:
         for _ in range(epochs):
             for batch, labels in loader:
                 loss = functional.cross_entropy(network.logits(batch.to(device)), labels.to(device))
@@ -274,7 +274,7 @@ def _train(
 
 
 @contextmanager
-def _progress_bar(text: str, steps: int, wanted: bool) -> Iterator[Callable[[], None]]:
+def progress_bar(text: str, steps: int, wanted: bool) -> Iterator[Callable[[], None]]:
     """Give a function to call each step; once two seconds have passed a bar appears, in a log file one line."""
     from rich.console import Console
     from rich.progress import Progress

@@ -7,7 +7,6 @@ random numbers, and the same images give the same numbers whatever was computed 
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -15,24 +14,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from lightning_decgan.data.base import require_integer
-
-_RANGE_TOLERANCE = 1e-3
-_LOWEST_LOG_PROBABILITY = -600.0  # below it a probability in double precision is 0, and 0 * (-inf) is not a number
-
-
-class _Given(nn.Module):
-    """The "feature network" that torchmetrics is handed: features come in, features go out.
-
-    The real network then runs once an image and not once a score, and nothing is rounded to uint8 on the way.
-    """
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+from lightning_decgan.metrics.extraction import check_network, extract
+from lightning_decgan.metrics.scoring import ScoreSettings, score_with_torchmetrics
 
 
 class Fidelity(Metric):
@@ -111,22 +94,18 @@ class Fidelity(Metric):
     ) -> None:
         # A worker that got no new images would answer from a cache while the others wait for it to take part.
         super().__init__(**{"compute_with_cache": False, **kwargs})
-        num_features, name = getattr(features, "num_features", None), getattr(features, "name", None)
-        if not isinstance(features, nn.Module) or not isinstance(num_features, int) or not isinstance(name, str):
-            raise TypeError(
-                "features must be a torch.nn.Module with an integer num_features and a string name, "
-                f"found {type(features).__name__} with num_features={num_features!r} and name={name!r}"
-            )
+        self.network = check_network(features).eval()
         if not isinstance(reset_real_features, bool):
             raise TypeError(f"reset_real_features must be True or False, found {reset_real_features!r}")
-        self.kernel_subsets = require_integer("kernel_subsets", kernel_subsets, 1)
-        self.kernel_subset_size = require_integer("kernel_subset_size", kernel_subset_size, 2)
-        self.inception_splits = require_integer("inception_splits", inception_splits, 1)
-        self.seed = require_integer("seed", seed, 0, 2**63 - 1)
+        self.settings = ScoreSettings(
+            kernel_subsets=kernel_subsets,
+            kernel_subset_size=kernel_subset_size,
+            inception_splits=inception_splits,
+            seed=seed,
+        )
         self.reset_real_features = reset_real_features
-        self.num_features = num_features
-        self.features_name = name
-        self.network = features.eval()
+        self.num_features = int(features.num_features)  # type: ignore[arg-type]  # check_network has looked
+        self.features_name = str(features.name)
         self.add_state("real_features", [], dist_reduce_fx="cat")
         self.add_state("fake_features", [], dist_reduce_fx="cat")
 
@@ -141,28 +120,9 @@ class Fidelity(Metric):
             images: ``(n, c, h, w)``, floating point in [-1, 1], as the feature network takes them.
             real: Whether they are real or generated.
         """
-        if not isinstance(images, Tensor) or not images.is_floating_point():
-            found = images.dtype if isinstance(images, Tensor) else type(images).__name__
-            raise TypeError(f"images must be a floating-point tensor in [-1, 1], found {found}")
-        if images.ndim != 4:
-            raise ValueError(f"images must be (n, c, h, w), found shape {tuple(images.shape)}")
-        if len(images) == 0:
-            return
-        if real:
-            low, high = images.min().item(), images.max().item()
-            if not (low >= -1.0 - _RANGE_TOLERANCE and high <= 1.0 + _RANGE_TOLERANCE):
-                raise ValueError(f"real images must be finite and in [-1, 1], found values from {low:g} to {high:g}")
-        with torch.autocast(images.device.type, enabled=False):
-            found_features = self.network(images.float().clamp(-1.0, 1.0)).detach().float()
-        if found_features.shape != (len(images), self.num_features):
-            raise ValueError(
-                f"the feature network {self.features_name!r} must give ({len(images)}, {self.num_features}) features, "
-                f"found {tuple(found_features.shape)}"
-            )
-        # Clamping has hidden infinities, and a network may hide a NaN: such an image has no features.
-        diverged = ~torch.isfinite(images).flatten(1).all(dim=1, keepdim=True)
-        state = self.real_features if real else self.fake_features
-        state.append(found_features.masked_fill(diverged, float("nan")))
+        features = extract(self.network, images, real=real)
+        if len(features):
+            (self.real_features if real else self.fake_features).append(features)
 
     def compute(self) -> dict[str, float]:
         """Score all images so far.
@@ -172,68 +132,15 @@ class Fidelity(Metric):
             (from 1 to the number of classes, larger is better).
 
         Raises:
-            ValueError: If there are fewer images than ``kernel_subset_size``, on every worker alike.
+            ValueError: If there are too few images for a score, on every worker alike.
         """
         try:
             real, fake = dim_zero_cat(self._chunks("real_features")), dim_zero_cat(self._chunks("fake_features"))
-            if min(len(real), len(fake)) < self.kernel_subset_size:
-                raise ValueError(
-                    f"kernel_subset_size={self.kernel_subset_size} needs at least that many real and generated images, "
-                    f"found {len(real)} real and {len(fake)} generated; update with more or choose a smaller size"
-                )
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
-                # torchmetrics draws from the CPU's global generator; torch.manual_seed would seed accelerators as well.
-                torch.random.default_generator.manual_seed(self.seed)
-                return self._scores(real, fake)
+            return score_with_torchmetrics(real, fake, self.network, self.settings)
         except Exception:
             if self._is_synced:  # torchmetrics would leave everybody's features in this worker's state
                 self.unsync()
             raise
-
-    def _scores(self, real: Tensor, fake: Tensor) -> dict[str, float]:
-        # torch-fidelity, where it is installed beside torchmetrics, takes seconds to import: only where scores are made
-        from torchmetrics.image.fid import FrechetInceptionDistance
-        from torchmetrics.image.inception import InceptionScore
-        from torchmetrics.image.kid import KernelInceptionDistance
-
-        given = _Given(self.num_features)
-        # The states were gathered already, by this metric: the inner ones must not gather again.
-        alone: dict[str, Any] = {"sync_on_compute": False}
-        scores = {"frechet_distance": float("nan"), "kernel_distance": float("nan")}
-        head = getattr(self.network, "head", None)
-        finite = bool(torch.isfinite(fake).all())
-        log_probabilities = None
-        if head is not None:
-            with torch.autocast(fake.device.type, enabled=False):
-                log_probabilities = head(fake).cpu().double().log_softmax(dim=1).clamp_min(_LOWEST_LOG_PROBABILITY)
-            scores["inception_score"] = float("nan")
-        # By double precision from here on (which not every accelerator has): a distance is a small difference of sums.
-        real, fake = real.cpu().double(), fake.cpu().double()
-        with warnings.catch_warnings():
-            # Not for users: that features are kept is this class's documented way, and no standard deviation is shown.
-            warnings.filterwarnings("ignore", message="Metric `.*` will save all extracted features in buffer")
-            warnings.filterwarnings("ignore", message=r"std\(\): degrees of freedom is <= 0")
-            if finite:
-                frechet = FrechetInceptionDistance(feature=given, normalize=True, **alone)
-                kernel = KernelInceptionDistance(
-                    feature=given,
-                    subsets=self.kernel_subsets,
-                    subset_size=self.kernel_subset_size,
-                    normalize=True,
-                    **alone,
-                )
-                for metric in (frechet, kernel):
-                    metric.update(real, real=True)
-                    metric.update(fake, real=False)
-                # Rounding can take the distance of equal sets a little below zero.
-                scores["frechet_distance"] = max(0.0, float(frechet.compute()))
-                scores["kernel_distance"] = float(kernel.compute()[0])
-            if finite and log_probabilities is not None:
-                # normalize=False: otherwise InceptionScore turns what it is given into uint8.
-                inception = InceptionScore(feature=given, splits=self.inception_splits, normalize=False, **alone)
-                inception.update(log_probabilities)
-                scores["inception_score"] = float(inception.compute()[0])
-        return scores
 
     def forward(self, images: Tensor, real: bool) -> None:
         """The same as :meth:`update`: the scores of a single batch would mean nothing."""

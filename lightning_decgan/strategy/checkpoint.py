@@ -28,6 +28,7 @@ __all__ = [
     "CheckpointError",
     "digest",
     "nothing_unpickled",
+    "open_shard",
     "read_shard",
     "remove_shards",
     "verify",
@@ -100,7 +101,7 @@ def read_shard(path: str | os.PathLike, manifest: Mapping[str, Any], worker: int
     shard: dict[str, Any] = {}
     problem = ""
     try:
-        shard = _read_shard(path, manifest["shards"][worker])
+        shard = open_shard(path, manifest["shards"][worker])
     except (CheckpointError, OSError, LookupError) as error:
         problem = f"{error}" if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
     problems = [text.decode() for text in world.gather_bytes(problem.encode())]
@@ -206,7 +207,16 @@ def _write_shard(path: str | os.PathLike, worker: int, shard: Mapping[str, Any])
     return {"file": name, "bytes": hashing.size_bytes, "sha256": hashing.hexdigest()}
 
 
-def _read_shard(path: str | os.PathLike, entry: Mapping[str, Any]) -> dict[str, Any]:
+def open_shard(path: str | os.PathLike, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Check and load one shard, whoever's it is; unlike :func:`read_shard` this is no collective.
+
+    Args:
+        path: the checkpoint file the shard belongs to.
+        entry: of the manifest's list `"shards"`, which is in the order of the workers' ranks.
+
+    Raises:
+        CheckpointError: the shard is missing, truncated or altered.
+    """
     fs, checkpoint = url_to_fs(os.fspath(path))
     if os.path.islink(checkpoint):  # ModelCheckpoint(save_last="link") links the file, not its shards
         checkpoint = os.path.realpath(checkpoint)

@@ -6,37 +6,17 @@ import shutil
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 
-from lightning_decgan.cli.build import make
-from lightning_decgan.cli.checkpoint import EmbedConfig, embedded_config, load_trained
-from lightning_decgan.cli.config import compose
+from lightning_decgan.cli.checkpoint import load_trained
 from lightning_decgan.cli.errors import UsageError
 from lightning_decgan.cli.main import main
+from tests.checkpoints import tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A GAN of a few thousand weights, trained for two batches in this process."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = compose(
-        ["image_size=8", "batch_size=16", "++model.generator.width=4", "++model.discriminator.width=4"], run_dir=folder
-    )
-    torch.manual_seed(0)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=4,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=[EmbedConfig(embedded_config(config))],
-    )
-    trainer.fit(make(config, "model"), make(config, "data"))
-    trainer.save_checkpoint(folder / "gan.ckpt")
-    return folder / "gan.ckpt"
+    return tiny_checkpoint(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

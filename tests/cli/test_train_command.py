@@ -117,6 +117,17 @@ def test_a_run_goes_on_from_its_checkpoint_and_the_checkpoint_unpickles_nothing(
 
 
 @pytest.mark.processes
+def test_the_consensus_and_each_worker_of_a_run_can_be_scored(run, decgan, tmp_path):
+    checkpoint = run_folder(run[0]) / "checkpoints" / "last.ckpt"
+    words = ("--per-worker", "--scorer", "torchmetrics", "--samples", "200", "--json", "scores.json")
+    result = decgan("evaluate", str(checkpoint), *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "scores.json").read_text())
+    own = [entry["scores"]["frechet_distance"] for entry in found["workers"]]
+    assert len({found["scores"]["frechet_distance"], *own}) == 3, "two workers that differ, and their mean"
+
+
+@pytest.mark.processes
 def test_a_sweep_is_one_folder_with_a_folder_for_each_run(decgan, tmp_path):
     words = ("topology=ring,complete", "seed=1,2", "steps=2", "~callbacks.fidelity")
     result = decgan("train", "-m", "debug=default", *words, cwd=tmp_path, timeout=500)

@@ -145,7 +145,7 @@ def test_a_file_of_another_network_or_of_another_size_is_not_used(tmp_path):
     path = tmp_path / "network.pt"
     feature_cache.save_weights(path, "key", small, 0.5)
     before = {name: tensor.clone() for name, tensor in large.state_dict().items()}
-    with pytest.warns(UserWarning, match="another network"):
+    with pytest.warns(UserWarning, match="weights of another origin"):
         assert feature_cache.load_weights(path, "other key", small) is None
     with pytest.warns(UserWarning, match="other names or shapes"):
         assert feature_cache.load_weights(path, "key", large) is None

@@ -1,0 +1,150 @@
+"""A picture of generated images beside the training images nearest to them, and of held-out real images beside theirs.
+
+The samples shown are those nearest to training images: whoever finds no copy among them finds none anywhere. The right
+half shows how near real images that were never trained on come, which is what "near" has to be compared with.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_decgan.callbacks.files import write_bytes_atomically
+from lightning_decgan.callbacks.sample_grid import GAP_PIXELS, image_grid
+from lightning_decgan.metrics.memorization import Memorization
+
+_INK, _PAPER, _MUTED = "#16324f", "#ffffff", "#5f7388"
+_CELL_INCHES = 0.62
+_DPI = 120
+
+
+@dataclass(frozen=True)
+class Half:
+    """One half of the picture.
+
+    Attributes:
+        title: above it.
+        images: (rows, 1 + k, C, H, W) in [-1, 1]: an image and its k nearest training images.
+        distances: (rows, k).
+    """
+
+    title: str
+    images: Tensor
+    distances: Tensor
+
+
+def nearest_rows(distances: Tensor, count: int) -> list[int]:
+    """The rows with the smallest first distance, nearest first.
+
+    Example:
+        >>> nearest_rows(torch.tensor([[3.0], [1.0], [2.0]]), 2)
+        [1, 2]
+    """
+    return [int(row) for row in distances[:, 0].argsort(stable=True)[:count]]
+
+
+def beside_neighbors(images: Tensor, neighbors: Tensor, training: Any) -> Tensor:
+    """Images with their nearest training images behind them.
+
+    Args:
+        images: (rows, C, H, W).
+        neighbors: (rows, k), indices of training images.
+        training: a data set of (image, label).
+
+    Returns:
+        (rows, 1 + k, C, H, W).
+    """
+    found = [torch.stack([training[int(index)][0] for index in row]) for row in neighbors]
+    return torch.cat([images[:, None].float().cpu(), torch.stack(found).float()], dim=1)
+
+
+def draw_neighbors(path: str | Path, left: Half, right: Half, heading: str, footing: str) -> Path:
+    """Writes the picture as PNG; the file appears whole or not at all.
+
+    Args:
+        path: where to, ending in .png; its folder is made.
+        left: the generated images.
+        right: the held-out images; as many columns.
+        heading: above both halves.
+        footing: below both, and in the file's metadata.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the path ends otherwise.
+
+    Example:
+        >>> import tempfile
+        >>> half = Half("nothing", torch.zeros(2, 3, 1, 8, 8), torch.zeros(2, 2))
+        >>> draw_neighbors(Path(tempfile.mkdtemp()) / "n.png", half, half, "a heading", "a footing").suffix
+        '.png'
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"the picture's name must end in .png, found {path}")
+    rows, columns = max(len(left.images), len(right.images)), left.images.shape[1]
+    width, height = 2 * columns * _CELL_INCHES + 2.4, rows * _CELL_INCHES + 1.9
+    figure = Figure(figsize=(width, height), facecolor=_PAPER, dpi=_DPI)
+    FigureCanvasAgg(figure)
+    margins = {"left": 0.8 / width, "right": 1 - 0.15 / width, "bottom": 0.55 / height, "top": 1 - 1.2 / height}
+    panels = figure.subplots(1, 2, squeeze=False, gridspec_kw={**margins, "wspace": 1.6 / width})
+    for axes, half in zip(panels.flat, (left, right), strict=True):
+        _panel(axes, half)
+    figure.text(0.5, 1 - 0.32 / height, heading, ha="center", va="center", color=_INK, fontsize=11)
+    figure.text(0.5, 0.25 / height, footing, ha="center", va="center", color=_MUTED, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=_PAPER, metadata={"Title": heading, "Description": footing})
+    return write_bytes_atomically(path, buffer.getvalue())
+
+
+def describe(found: Memorization, features_name: str) -> str:
+    """The comparison in one line.
+
+    Example:
+        >>> features = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+        >>> from lightning_decgan.metrics import check_memorization
+        >>> describe(check_memorization(features[:10], features[:20], features[20:]), "digits_cnn")
+        'features of digits_cnn: 0.00 x the held-out distance (median), nearer with probability 1.00, z = -4.0'
+    """
+    numbers = found.numbers
+    return (
+        f"features of {features_name}: {numbers['ratio']:.2f} x the held-out distance (median), nearer with "
+        f"probability {numbers['nearer']:.2f}, z = {numbers['z']:.1f}"
+    )
+
+
+def _panel(axes: Any, half: Half) -> None:
+    count, columns = half.images.shape[:2]
+    grid = image_grid(half.images.flatten(0, 1), columns).numpy()
+    if grid.shape[0] == 1:
+        axes.imshow(grid[0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    else:
+        axes.imshow(grid.transpose(1, 2, 0), interpolation="nearest")
+    cell_width, cell_height = (grid.shape[2] - GAP_PIXELS) / columns, (grid.shape[1] - GAP_PIXELS) / count
+    ordinals = ["nearest", "2nd", "3rd"] + [f"{number}th" for number in range(4, columns)]
+    axes.set_xticks(
+        [GAP_PIXELS / 2 + (column + 0.5) * cell_width for column in range(columns)],
+        ["image", *ordinals[: columns - 1]],
+        fontsize=8,
+        color=_MUTED,
+    )
+    axes.set_yticks(
+        [GAP_PIXELS / 2 + (row + 0.5) * cell_height for row in range(count)],
+        [f"{distance:.3g}" for distance in half.distances[:, 0].tolist()],
+        fontsize=8,
+        color=_MUTED,
+    )
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    # a line between an image and what it is compared with
+    axes.axvline(GAP_PIXELS / 2 + cell_width - 0.5, color=_INK, linewidth=1.5)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title(half.title, fontsize=9, color=_INK)

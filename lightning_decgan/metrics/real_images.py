@@ -1,0 +1,121 @@
+"""Features of a data set's real images, computed once and kept: what generated images are compared with.
+
+They are kept under a name that depends on the images themselves, their size and split, the part, and the weights of the
+feature network, so that a score can never be made against features of something else. A damaged file is reported and
+computed again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_decgan.data.base import ImageDataModule
+from lightning_decgan.metrics.extraction import check_network, extract
+from lightning_decgan.metrics.extractors import network_digest
+from lightning_decgan.metrics.feature_cache import cache_key, default_cache_dir, exclusive, read_tensors, write_tensors
+from lightning_decgan.metrics.features import progress_bar
+
+PARTS = ("train", "validation")
+
+FORMAT_VERSION = 1
+"""Counts changes of how features are computed or kept, so that an older cache is not taken for this one."""
+
+
+def real_features(
+    datamodule: ImageDataModule,
+    network: nn.Module,
+    part: str = "validation",
+    *,
+    cache_dir: str | Path | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> Tensor:
+    """The features of a DataModule's training or validation images, in the order of the data set.
+
+    Args:
+        datamodule: The data; it is set up if it was not. Its ``fingerprint`` covers content, size and split.
+        network: The feature network, in evaluation mode, on the device that it is to run on.
+        part: ``"train"`` or ``"validation"``.
+        cache_dir: Where features are kept; None: ``$DECGAN_CACHE_DIR``, else ``lightning_decgan/features`` in
+            ``$XDG_CACHE_HOME`` or ``~/.cache``. A folder that cannot be written costs a warning.
+        batch_size: Images at a time.
+        progress: Show a bar on standard error if it takes longer than two seconds.
+
+    Returns:
+        ``(n, num_features)``, ``float32``, on the CPU.
+
+    Raises:
+        TypeError: If ``datamodule`` is not an ImageDataModule, or ``network`` no feature network.
+        ValueError: If there is no such part, or the images do not suit the network.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning_decgan.data import DigitsDataModule
+        >>> from lightning_decgan.metrics import ClassifierFeatures
+        >>> network = ClassifierFeatures(1, 8, 10, num_features=16, name="untrained").freeze()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     features = real_features(DigitsDataModule(), network, cache_dir=folder)
+        ...     again = real_features(DigitsDataModule(), network, cache_dir=folder)
+        >>> features.shape, torch.equal(features, again)
+        (torch.Size([359, 16]), True)
+    """
+    if not isinstance(datamodule, ImageDataModule):
+        raise TypeError(f"datamodule must be an ImageDataModule, found {type(datamodule).__name__}")
+    if part not in PARTS:
+        raise ValueError(f"part must be one of {', '.join(PARTS)}, found {part!r}")
+    check_network(network)
+    datamodule.setup("fit")
+    dataset = datamodule.train_dataset if part == "train" else datamodule.val_dataset
+    device = next(network.parameters(), torch.empty(0)).device
+    key = cache_key(
+        data=datamodule.fingerprint(),
+        part=part,
+        network=network_digest(network),
+        device=device.type,
+        version=FORMAT_VERSION,
+    )
+    folder = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
+    path = folder / f"{_file_name(f'{datamodule.name}-{part}-{network.name}')}-{key[:16]}.features.pt"
+    shape = (len(dataset), int(network.num_features))  # type: ignore[arg-type]  # check_network has looked
+    with exclusive(path):
+        features = _load(path, key, shape)
+        if features is None:
+            loader = DataLoader(dataset, batch_size=batch_size, num_workers=datamodule.num_workers)
+            chunks = []
+            text = f"features of {shape[0]} {part} images of {datamodule.name}"
+            with progress_bar(text, math.ceil(shape[0] / batch_size), progress) as advance, torch.no_grad():
+                for images, *_ in loader:
+                    chunks.append(extract(network, images.to(device), real=True).cpu())
+                    advance()
+            features = torch.cat(chunks)
+            try:
+                write_tensors(path, key, "features", {"features": features})
+            except OSError as error:
+                warnings.warn(f"the real features could not be cached in {folder} ({error})", stacklevel=2)
+    return features
+
+
+def _load(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
+    """Cached features, None if they must be computed; a file that cannot be used brings a warning."""
+    try:
+        features: Tensor = read_tensors(path, key, "features", {"features": shape})["features"]["features"]
+        if features.dtype != torch.float32 or not torch.isfinite(features).all():
+            raise ValueError("its features are not finite numbers of float32")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    # Damaged bytes can raise anything in zip and tensor readers; whichever it is, the features are computed again.
+    except Exception as error:
+        warnings.warn(f"cached real features {path} are not usable ({error}); computing them again", stacklevel=3)
+        return None
+    return features
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", text)
