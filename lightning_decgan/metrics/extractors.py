@@ -167,7 +167,7 @@ def register_network(network: nn.Module) -> str:
     own: Any = copy.deepcopy(network).eval()
     layers = ("features", "logits") if getattr(own, "head", None) is not None else ("features",)
 
-    class NetworkExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc, name-defined]
+    class NetworkExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[name-defined]
         """The network as torch-fidelity wants it."""
 
         def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
@@ -236,7 +236,7 @@ def given_extractor(num_features: int) -> str:
     """
     torch_fidelity = require_torch_fidelity()
 
-    class GivenExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc, name-defined]
+    class GivenExtractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[name-defined]
         """Features in, features out."""
 
         def __init__(self, name: str, features_list: list[str], **kwargs: Any) -> None:
