@@ -24,6 +24,7 @@ from lightning_decgan.gan.checks import class_labels, count, image_batch, number
 from lightning_decgan.gan.ema import averaged_copy, update_average, warmed_up
 from lightning_decgan.gan.game import Game, Labels, full_precision
 from lightning_decgan.gan.independence import treats_samples_independently
+from lightning_decgan.gan.loss_watch import LossWatch
 from lightning_decgan.gan.losses import LossSpec, get_loss
 from lightning_decgan.gan.penalties import LazyPenalty, PenaltySpec
 from lightning_decgan.gan.sampling import evaluating, seeded
@@ -37,6 +38,9 @@ SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 
 DEFAULT_OPTIMIZER: OptimizerFactory = functools.partial(OptimisticAdam, betas=(0.5, 0.9))
 """Optimistic Adam with the betas that are usual for GANs."""
+
+# Batches between two looks at the losses where looking waits for the device.
+_LOOK_EVERY = 50
 
 SCHEDULES = {
     "simultaneous": simultaneous_step,
@@ -83,6 +87,8 @@ class DecentralizedGANModule(LightningModule, Game):
         discriminator_every_steps: The same for the discriminator. One of the two must be 1.
         schedule: ``"simultaneous"``, ``"alternating"`` (the generator meets the discriminator after its step), or
             ``"extragradient"`` (two gradients a step; needs ``ExtraAdam`` or ``ExtraSGD``).
+        terminate_on_nan: Stop with an error at a loss that is not finite, as none after it will be. Looked at after
+            each batch on the CPU; elsewhere, where looking waits for the device, after each 50th.
         joint: Run the discriminator over real and generated images in one batch, and take both players' gradients from
             one backward through it; right where it treats samples independently. None finds out at the first batch.
 
@@ -93,6 +99,8 @@ class DecentralizedGANModule(LightningModule, Game):
     Raises:
         ValueError: A setting is out of range or unknown, or the players share parameters.
         TypeError: An argument is of the wrong kind.
+        FloatingPointError: While training, at a loss that is not finite; names the batch, the player and what it was
+            before.
 
     Only plain settings are saved as hyperparameters: ``load_from_checkpoint(path, generator=..., discriminator=...)``
     needs the networks again, and whatever else was given as an object (a loss, a penalty, an optimizer).
@@ -126,6 +134,7 @@ class DecentralizedGANModule(LightningModule, Game):
         generator_every_steps: int = 1,
         discriminator_every_steps: int = 1,
         schedule: str = "simultaneous",
+        terminate_on_nan: bool = True,
         joint: bool | None = None,
     ) -> None:
         super().__init__()
@@ -169,6 +178,7 @@ class DecentralizedGANModule(LightningModule, Game):
         self.augment = get_augment(augment)
         self.batches_seen = 0
         self._joint, self.joint = joint, bool(joint)
+        self._watch = LossWatch() if terminate_on_nan else None
         self._penalties = _penalties(penalty, self.penalty_weight, self.penalty_every_steps)
         self._make_optimizer = make_optimizer
         self._make_scheduler = lr_scheduler
@@ -182,6 +192,7 @@ class DecentralizedGANModule(LightningModule, Game):
             *plain,
             *("latent_dim", "penalty_weight", "penalty_every_steps", "generator_lr", "discriminator_lr", "ema_decay"),
             *("generator_every_steps", "discriminator_every_steps", "schedule", "ema_warmup", "joint"),
+            "terminate_on_nan",
             *("generator_clip_norm", "discriminator_clip_norm"),
         )
 
@@ -303,6 +314,8 @@ class DecentralizedGANModule(LightningModule, Game):
             for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
                 scheduler.step()
         self.batches_seen += 1
+        if self._watch is not None and (real.device.type == "cpu" or self.batches_seen % _LOOK_EVERY == 0):
+            self._watch.look(self.batches_seen, report)
         self._log("", report, len(real), prog_bar=True)
 
     @override

@@ -99,7 +99,7 @@ def test_both_players_change_in_every_parameter(tmp_path, loss, schedule):
     before, storages = snapshot(gan), {n: p.data_ptr() for n, p in gan.named_parameters()}
     run = fit(gan, tmp_path)
     # The bias of the last layer cancels in a difference of logits.
-    unmoved = {"discriminator.layers.5.bias"} if loss in ("wasserstein", "hinge") else set()
+    unmoved = {"discriminator.head.linear.bias"} if loss in ("wasserstein", "hinge") else set()
     moved = set(changed(before, gan, ""))
     assert {n for n, _ in gan.named_parameters()} - moved <= unmoved
     assert {n: p.data_ptr() for n, p in gan.named_parameters()} == storages
@@ -395,6 +395,26 @@ def test_an_augmentation_may_be_a_torch_module():
 
     gan = make(augment=Darker())
     assert gan.augmented(torch.zeros(1, 1, 8, 8)).mean() == -0.5
+
+
+@pytest.mark.parametrize("player", ["discriminator", "generator"])
+def test_a_loss_that_is_not_finite_ends_the_training_and_is_named(tmp_path, player):
+    class Fails(DecentralizedGANModule):
+        def discriminator_loss(self, real_logits, fake_logits):
+            return super().discriminator_loss(real_logits, fake_logits) / (self.fails("discriminator"))
+
+        def generator_loss(self, fake_logits):
+            return super().generator_loss(fake_logits) / (self.fails("generator"))
+
+        def fails(self, who):
+            return 0.0 if who == player and self.batches_seen == 2 else 1.0
+
+    message = rf"the {player}'s loss is inf after batch 3; last finite losses: discriminator 1.\d+, .* \(batch 2\)"
+    with pytest.raises(FloatingPointError, match=message):
+        fit(make(Fails), tmp_path)
+    gan = make(Fails, terminate_on_nan=False)
+    fit(gan, tmp_path)
+    assert gan.batches_seen == 4
 
 
 # Samples

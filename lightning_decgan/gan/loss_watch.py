@@ -1,0 +1,52 @@
+"""Stop a training that has failed: losses that are not finite, with what they were before. Nothing here trains."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from lightning_decgan.gan.step import StepReport
+
+__all__ = ["LossWatch"]
+
+
+class LossWatch:
+    """Remembers the last finite losses, and raises at one that is not.
+
+    Example:
+        >>> watch = LossWatch()
+        >>> watch.look(1, StepReport(discriminator_loss=torch.tensor(0.5), generator_loss=torch.tensor(0.7)))
+        >>> watch.look(2, StepReport(discriminator_loss=torch.tensor(0.5), generator_loss=torch.tensor(torch.nan)))
+        Traceback (most recent call last):
+        ...
+        FloatingPointError: the generator's loss is nan after batch 2; last finite losses: discriminator 0.5, ...
+    """
+
+    def __init__(self) -> None:
+        self._batch = 0
+        self._last: dict[str, float] = {}
+
+    @torch.compiler.disable
+    def look(self, batch: int, report: StepReport) -> None:
+        """Look at the losses of a batch.
+
+        Raises:
+            FloatingPointError: One is not finite.
+        """
+        losses = {
+            "discriminator": report.discriminator_loss,
+            "generator": report.generator_loss,
+            "penalty": report.penalty,
+        }
+        values = {name: float(loss) for name, loss in losses.items() if loss is not None}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                what = "penalty" if name == "penalty" else f"{name}'s loss"
+                before = ", ".join(f"{name} {value:.4g}" for name, value in self._last.items()) or "none"
+                raise FloatingPointError(
+                    f"the {what} is {value} after batch {batch}; last finite losses: {before} (batch {self._batch})."
+                    " Checkpoints of before are kept. Lower learning rates, a penalty, spectral normalization or"
+                    " clipping may help; DecentralizedGANModule(terminate_on_nan=False) would go on"
+                )
+        self._batch, self._last = batch, values
