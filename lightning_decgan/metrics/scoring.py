@@ -210,28 +210,30 @@ def score_with_torch_fidelity(
         return dict.fromkeys(names, float("nan"))
     real_rows = FeatureRows(real.cpu().double(), _log_probabilities(network, real))
     fake_rows = FeatureRows(fake.cpu().double(), fake_log_probabilities)
-    found = torch_fidelity.calculate_metrics(
-        input1=fake_rows,
-        input2=real_rows,
-        feature_extractor=given_extractor(real.shape[1]),
-        fid=True,
-        kid=True,
-        isc=has_head,
-        prc=True,
-        kid_subsets=settings.kernel_subsets,
-        kid_subset_size=settings.kernel_subset_size,
-        isc_splits=settings.inception_splits,
-        prc_neighborhood=settings.neighborhood,
-        prc_batch_size=_ROWS_AT_A_TIME,
-        batch_size=_ROWS_AT_A_TIME,
-        rng_seed=settings.seed % 2**32,
-        cuda=False,
-        # Its own cache unpickles; ours, in real_images.py, does not.
-        cache=False,
-        # No loader processes for rows that are in memory, and distances a piece at a time.
-        save_cpu_ram=True,
-        verbose=False,
-    )
+    # Its loaders draw a seed from the CPU's global generator.
+    with torch.random.fork_rng(devices=[]):
+        found = torch_fidelity.calculate_metrics(
+            input1=fake_rows,
+            input2=real_rows,
+            feature_extractor=given_extractor(real.shape[1]),
+            fid=True,
+            kid=True,
+            isc=has_head,
+            prc=True,
+            kid_subsets=settings.kernel_subsets,
+            kid_subset_size=settings.kernel_subset_size,
+            isc_splits=settings.inception_splits,
+            prc_neighborhood=settings.neighborhood,
+            prc_batch_size=_ROWS_AT_A_TIME,
+            batch_size=_ROWS_AT_A_TIME,
+            rng_seed=settings.seed % 2**32,
+            cuda=False,
+            # Its own cache unpickles; ours, in real_images.py, does not.
+            cache=False,
+            # No loader processes for rows that are in memory, and distances a piece at a time.
+            save_cpu_ram=True,
+            verbose=False,
+        )
     scores = {name: float(found[key]) for name, key in names.items()}
     return scores | {"frechet_distance": max(0.0, scores["frechet_distance"])}
 
