@@ -22,13 +22,13 @@ MOST_COLUMNS = 20
 
 
 class ClassHistogram(Callback):
-    """Logs the class histogram of each worker's training images when training starts, as worker 0 gathers them.
+    """Logs the class histogram of each worker's training images when `fit` starts, as worker 0 gathers them.
 
     With `partition="iid"` all workers draw from all images, and each worker's row says how many there are. The workers
     meet for it once, at the start of `fit`.
 
     Raises:
-        ValueError: when training starts, on all workers alike, if workers with a partition deal out other labels, or in
+        ValueError: when `fit` starts, on all workers alike, if workers with a partition deal out other labels, or in
             another way: their shards would overlap. The message names them.
 
     Example:
@@ -40,9 +40,9 @@ class ClassHistogram(Callback):
         super().__init__()
         self.facts: dict[str, Any] | None = None
         """`name`, `partition`, `alpha`, `partition_seed`, `class_names`, `class_histogram_per_worker` (N rows of
-        counts); None before training starts."""
+        counts); None before `fit`."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers, checks and logs."""
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by one of Trainer's parts
         if not isinstance(datamodule, ImageDataModule):
@@ -71,9 +71,8 @@ class ClassHistogram(Callback):
             "class_names": None if datamodule.class_names is None else list(datamodule.class_names),
             "class_histogram_per_worker": table,
         }
-        rank_zero_info(f"{datamodule.name}, partition={datamodule.partition}: training images of each worker")
-        for line in histogram_table(table, datamodule.class_names):
-            rank_zero_info(line)
+        title = f"{datamodule.name}, partition={datamodule.partition}: training images of each worker"
+        rank_zero_info("\n".join([title, *histogram_table(table, datamodule.class_names)]))
 
 
 def histogram_table(rows: Sequence[Sequence[int]], class_names: Sequence[str] | None) -> list[str]:

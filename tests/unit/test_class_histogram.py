@@ -14,7 +14,7 @@ from lightning_decgan.data import DigitsDataModule
 @pytest.fixture
 def log(monkeypatch):
     lines = []
-    monkeypatch.setattr(class_histogram, "rank_zero_info", lines.append)
+    monkeypatch.setattr(class_histogram, "rank_zero_info", lambda text: lines.extend(text.splitlines()))
     return lines
 
 
@@ -103,7 +103,7 @@ def digits(**arguments):
 
 def test_each_worker_tells_its_own_row(log):
     callback, module = ClassHistogram(), digits(partition="by_label")
-    callback.on_train_start(TwoWorkers(module, digits(partition="by_label")), Still())
+    callback.on_fit_start(TwoWorkers(module, digits(partition="by_label")), Still())
     assert callback.facts["class_histogram_per_worker"] == module.class_histograms(2)
     assert len(log) == 4
 
@@ -112,12 +112,12 @@ def test_each_worker_tells_its_own_row(log):
 def test_workers_that_deal_differently_are_an_error_before_the_first_batch(other, log):
     mine, its = digits(partition="by_label"), digits(**({"partition": "by_label"} | other))
     with pytest.raises(ValueError, match=r"workers \[1\] have other training labels, .* shards would overlap"):
-        ClassHistogram().on_train_start(TwoWorkers(mine, its), Still())
+        ClassHistogram().on_fit_start(TwoWorkers(mine, its), Still())
 
 
 def test_with_iid_workers_may_have_data_of_their_own(log):
     callback, mine, its = ClassHistogram(), digits(), digits(validation_fraction=0.5)
-    callback.on_train_start(TwoWorkers(mine, its), Still())
+    callback.on_fit_start(TwoWorkers(mine, its), Still())
     rows = callback.facts["class_histogram_per_worker"]
     assert [sum(row) for row in rows] == [1438, len(its.train_dataset)]
 
