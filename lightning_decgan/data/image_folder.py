@@ -78,7 +78,8 @@ def image_to_tensor(image: Image.Image, image_size: int, channels: int) -> Tenso
         torch.Size([3, 8, 8])
     """
     image = _eight_bits(image, "L" if channels == 1 else "RGB")
-    image = ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BICUBIC)
+    if image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.BICUBIC)
     values = torch.from_numpy(np.array(image, dtype=np.float32)).div_(127.5).sub_(1.0)
     return values.unsqueeze(0) if channels == 1 else values.permute(2, 0, 1).contiguous()
 

@@ -97,6 +97,21 @@ class Hidden(VisionDataset):
         return torch.tensor(index // 4)
 
 
+class Signs(Hidden):
+    """In the manner of GTSRB: pairs of file and class."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self._samples = [(f"{index}.ppm", 8 - index) for index in range(9)]
+
+
+class Packed(VisionDataset):
+    """In the manner of LSUN where lmdb is not installed."""
+
+    def __init__(self, root):
+        raise ModuleNotFoundError("No module named 'packing'", name="packing")
+
+
 class Strings(VisionDataset):
     def __init__(self, root):
         super().__init__(root, 9)
@@ -120,7 +135,7 @@ class Rootless(VisionDataset):
         super().__init__("", size)
 
 
-CLASSES = (VisionDataset, Shapes, Numbers, Faces, LSUN, Hidden, Strings, Arrays, Empty, Rootless)
+CLASSES = (VisionDataset, Shapes, Numbers, Faces, LSUN, Hidden, Signs, Packed, Strings, Arrays, Empty, Rootless)
 
 
 @pytest.fixture(autouse=True)
@@ -189,6 +204,10 @@ def test_labels_of_databases_follow_their_order(root):
     module.setup("fit")
     assert module.class_names == ("bedroom", "tower")
     assert module.load().labels.tolist() == [0] * 6 + [1] * 3
+
+
+def test_labels_that_stand_beside_the_files_are_taken_from_there(root):
+    assert make("Signs", root).load().labels.tolist() == list(range(8, -1, -1))
 
 
 def test_an_attribute_makes_two_classes(root):
@@ -292,6 +311,7 @@ def test_a_feature_network_is_trained_on_data_that_were_to_be_downloaded(tmp_pat
         ("Faces", {}, ValueError, r"Faces has Tensor of shape \(2,\); valid .* labels=False, or an attribute, as Smil"),
         ("Strings", {}, ValueError, "labels=True needs an integer for each image, Strings has str; .* labels=False$"),
         ("Faces", {"labels": False, "partition": "by_label"}, ValueError, "'faces' has none"),
+        ("Packed", {}, ImportError, "torchvision's Packed needs a package that is not installed: packing"),
         ("Empty", {}, ValueError, "Empty has no images in root="),
         ("Shapes", {"labels": 1}, TypeError, "labels must be True, False or the name of an attribute, found 1"),
         ("Shapes", {"channels": 2}, ValueError, r"channels must be 1 \(grey\) or 3 \(RGB\), found 2"),

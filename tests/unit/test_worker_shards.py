@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler
 
@@ -59,6 +60,14 @@ def test_iid_stays_a_plain_shuffled_loader_for_lightning_to_shard():
         assert module.partition == "iid"
         assert type(loader.sampler) is RandomSampler
         assert len(loader.dataset) == len(module.train_dataset) == len(module.shards(2)[1])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "decentralized_gossip"])
+@pytest.mark.parametrize(("partition", "replaced"), [("iid", True), ("by_label", False), ("dirichlet", False)])
+def test_lightning_puts_its_sampler_only_where_all_images_are_dealt_anew(strategy, partition, replaced):
+    trainer = Trainer(strategy=strategy, accelerator="cpu", devices=2, logger=False, enable_checkpointing=False)
+    for _, loader in loaders(2, partition=partition):
+        assert trainer._data_connector._requires_distributed_sampler(loader) is replaced
 
 
 def test_the_order_follows_the_seed_of_the_run(monkeypatch):
