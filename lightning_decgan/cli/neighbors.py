@@ -72,7 +72,7 @@ def draw_neighbors(path: str | Path, left: Half, right: Half, heading: str, foot
         path: where to, ending in .png; its folder is made.
         left: the generated images.
         right: the held-out images; as many columns.
-        heading: above both halves.
+        heading: above both halves, in two lines if there is a colon in it.
         footing: below both, and in the file's metadata.
 
     Returns:
@@ -97,7 +97,8 @@ def draw_neighbors(path: str | Path, left: Half, right: Half, heading: str, foot
     panels = figure.subplots(1, 2, squeeze=False, gridspec_kw={**margins, "wspace": 1.6 / width})
     for axes, half in zip(panels.flat, (left, right), strict=True):
         _panel(axes, half)
-    figure.text(0.5, 1 - 0.32 / height, heading, ha="center", va="center", color=_INK, fontsize=11)
+    lines = heading.replace(": ", "\n", 1)
+    figure.text(0.5, 1 - 0.38 / height, lines, ha="center", va="center", color=_INK, fontsize=11)
     figure.text(0.5, 0.25 / height, footing, ha="center", va="center", color=_MUTED, fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=_PAPER, metadata={"Title": heading, "Description": footing})
@@ -111,11 +112,11 @@ def describe(found: Memorization, features_name: str) -> str:
         >>> features = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
         >>> from lightning_decgan.metrics import check_memorization
         >>> describe(check_memorization(features[:10], features[:20], features[20:]), "digits_cnn")
-        'features of digits_cnn: 0.00 x the held-out distance (median), nearer with probability 1.00, z = -4.0'
+        'features of digits_cnn: 0.00 x as far as held-out images (median), nearer with probability 1.00, z = -4.0'
     """
     numbers = found.numbers
     return (
-        f"features of {features_name}: {numbers['ratio']:.2f} x the held-out distance (median), nearer with "
+        f"features of {features_name}: {numbers['ratio']:.2f} x as far as held-out images (median), nearer with "
         f"probability {numbers['nearer']:.2f}, z = {numbers['z']:.1f}"
     )
 
