@@ -20,6 +20,7 @@ from lightning_decgan.metrics.extraction import check_network
 from lightning_decgan.metrics.feature_cache import tensors_digest
 
 _PROBE_PIXELS = 32
+_IMAGES_AT_A_TIME = 32
 
 
 class MissingExtraError(ImportError):
@@ -137,7 +138,9 @@ class ExtractorFeatures(nn.Module):
             raise ValueError(f"images must be (n, 1 or 3, h, w), found {tuple(images.shape)}")
         # An image that is not finite gets features here; `extract` makes them NaN again.
         pixels = images.float().nan_to_num().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-        return self.extractor(pixels.expand(-1, 3, -1, -1).contiguous())[0].float()
+        # Extractors enlarge what they get (Inception to 299 pixels): a whole batch of ours would take gigabytes.
+        pieces = pixels.expand(-1, 3, -1, -1).split(_IMAGES_AT_A_TIME)
+        return torch.cat([self.extractor(piece.contiguous())[0].float() for piece in pieces])
 
 
 def register_network(network: nn.Module) -> str:
