@@ -34,8 +34,8 @@ test: $(READY)  ## every test: unit, distributed, command line, examples, the wh
 test-unit: $(READY)  ## the tests that start no process, and the docstrings' examples
 	$(BIN)/python -m pytest tests/unit lightning_decgan
 
-test-fidelity: $(FIDELITY_READY)  ## torchmetrics against torch-fidelity, in an environment of its own
-	$(FIDELITY_VENV)/bin/python -m pytest tests/fidelity
+test-fidelity: $(FIDELITY_READY)  ## torch-fidelity, and torchvision's data sets, in an environment of its own
+	$(FIDELITY_VENV)/bin/python -m pytest -p tests.torchvision_shim tests/fidelity tests/unit/test_torchvision_files.py
 
 lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -171,7 +171,8 @@ def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
     os.environ["PL_GLOBAL_SEED"] = str(seed)  # Lightning's sampler takes the order of the data from it
     torch.manual_seed(seed)
     strategy: DDPStrategy = (
-        DDPStrategy()
+        # Alternating steps leave one player without a gradient in each of their backwards.
+        DDPStrategy(find_unused_parameters=form.schedule == "alternating")
         if form.settings is None
         else DecentralizedGossipStrategy(**form.settings, seed=seed, timeout=_TIMEOUT)
     )
