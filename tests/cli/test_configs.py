@@ -9,6 +9,7 @@ from hydra.utils import get_object
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from PIL import Image
 
 import lightning_decgan.metrics
 from lightning_decgan.cli.build import make, make_run
@@ -21,7 +22,10 @@ from lightning_decgan.topology import TOPOLOGIES
 GROUPS = sorted(folder.name for folder in config_dir().iterdir() if folder.is_dir())
 OPTIONS = [(group, option) for group in GROUPS for option in options(group)]
 # what a data set cannot be made without, and no default can know
-NEEDED = {name: ["data.root=/nowhere"] for name in ("image_folder", "cifar10", "celeba", "lsun", "imagenet")}
+NEEDED = {
+    name: ["data.root=/nowhere"]
+    for name in ("image_folder", "cifar10", "celeba", "lsun", "imagenet", "cifar10_wgan_gp")
+}
 
 
 def size_for(model):
@@ -195,8 +199,15 @@ def test_every_logger_writes_into_the_run_folder(option, tmp_path):
 
 @pytest.mark.parametrize("option", options("experiment"))
 def test_every_experiment_is_a_whole_run(option, tmp_path):
-    config = compose([f"experiment={option}"], run_dir=tmp_path)
-    if option == "fashion_mnist":
+    # No experiment is told here where its data or its accelerators are.
+    given = ["trainer.accelerator=cpu"]
+    if option == "imagenet_sagan":
+        for name in ("fish", "dog"):
+            (tmp_path / "train" / name).mkdir(parents=True)
+            Image.new("RGB", (128, 128)).save(tmp_path / "train" / name / "1.png")
+        given.append(f"data.root={tmp_path / 'train'}")
+    config = compose([f"experiment={option}", *given, *NEEDED.get(option, [])], run_dir=tmp_path)
+    if option not in ("digits", "imagenet_sagan"):
         config.data = compose(["data=digits"]).data
     trainer, model, datamodule = make_run(config)
     assert isinstance(model, DecentralizedGANModule)

@@ -177,7 +177,7 @@ def test_the_gradient_of_a_penalty_is_its_change(name, penalty, classes):
         with torch.no_grad():
             for p, d in zip(parameters, directions, strict=True):
                 p.add_(d, alpha=-sign * small)
-    assert (ends[0] - ends[1]) / (2 * small) == pytest.approx(expected, rel=1e-3)
+    assert (ends[0] - ends[1]) / (2 * small) == pytest.approx(expected, rel=5e-3)
     assert expected != 0
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_decgan.data import DigitsDataModule
-from lightning_decgan.data.base import ImageDataModule, InMemoryImages
+from lightning_decgan.data import ImageDataModule, InMemoryImages
 from lightning_decgan.metrics import ClassifierFeatures, real_features
 from lightning_decgan.metrics.extraction import extract
 from lightning_decgan.metrics.extractors import network_digest
