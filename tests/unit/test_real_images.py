@@ -6,8 +6,7 @@ import warnings
 import pytest
 import torch
 
-from lightning_decgan.data import DigitsDataModule
-from lightning_decgan.data import ImageDataModule, InMemoryImages
+from lightning_decgan.data import DigitsDataModule, ImageDataModule, InMemoryImages
 from lightning_decgan.metrics import ClassifierFeatures, real_features
 from lightning_decgan.metrics.extraction import extract
 from lightning_decgan.metrics.extractors import network_digest
