@@ -15,14 +15,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import os
-import queue
-import socket
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from crew import go_through
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from quality_tasks import worker_environment
 from recording import RESULTS, describe_machine, markdown_table, save_results
 
 from lightning_decgan import DecentralizedGossipStrategy
@@ -204,49 +199,28 @@ def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
     }
 
 
-def run_worker(rank: int, plan: Plan, port: int, results: Any) -> None:
-    """One worker's part of all runs."""
-    worker_environment(rank, plan.workers, port)
-    warnings.filterwarnings("ignore", module="lightning")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for seed, name in plan.runs():
-        results.put({"rank": rank, "form": name, "seed": seed, **train(plan, FORMS[name], seed)})
+def answer(plan: Plan, form: str, seed: int) -> dict[str, Any]:
+    """What a worker says of its part of a run."""
+    return train(plan, FORMS[form], seed)
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
-    """Start the workers, follow them, and return all runs in order; raises what a worker raised."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = mp.get_context("spawn").Queue()
-    context = mp.start_processes(
-        run_worker, (plan, port, results), nprocs=plan.workers, join=False, start_method="spawn"
-    )
-    started, runs = time.perf_counter(), []
-    for number, (seed, form) in enumerate(plan.runs(), start=1):
-        answers: list[dict[str, Any]] = []
-        while len(answers) < plan.workers:
-            try:
-                answers.append(results.get(timeout=1.0))
-            except queue.Empty:
-                context.join(timeout=0)
-        answers.sort(key=lambda answer: answer["rank"])
+    """All runs in order; raises what a worker raised."""
+    runs = []
+    for answers, minutes_left in go_through(plan.runs(), functools.partial(answer, plan), plan.workers):
         run = {
             **answers[0],
-            "own_scores": [answer["own_score"] for answer in answers],
-            "grids": [answer["grid"] for answer in answers],
+            "own_scores": [one["own_score"] for one in answers],
+            "grids": [one["grid"] for one in answers],
         }
         runs.append(run)
-        left = (time.perf_counter() - started) / number * (len(plan.runs()) - number)
+        score, own = run["history"][-1]["score"], run["own_scores"]
         print(
-            f"{number}/{len(plan.runs())} seed {seed}, {form}: {run['history'][-1]['score']:.2f}, workers"
-            f" {min(run['own_scores']):.2f} to {max(run['own_scores']):.2f} (about {left / 60:.0f} min left)",
+            f"{len(runs)}/{len(plan.runs())} seed {run['seed']}, {run['form']}: {score:.2f}, workers {min(own):.2f} to"
+            f" {max(own):.2f} (about {minutes_left:.0f} min left)",
             file=sys.stderr,
             flush=True,
         )
-    while not context.join():
-        pass
     return runs
 
 

