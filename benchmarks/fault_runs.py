@@ -339,15 +339,17 @@ def soak(rounds: int, every: int, seed: int) -> dict[str, Any]:
         node.step(pause=0.0)
         while node.gossiper._pending is not None and not node.gossiper._pending.done():
             time.sleep(0.0005)  # so that every step is a round
-        if step % (rounds // 20) == rounds // 20 - 1:
+        # In the middle of each twentieth: whoever is through first opens connections for the meeting at the end.
+        if step % (rounds // 20) == rounds // 40:
             gc.collect()
             held.append(holdings())
     node.gossiper.tamper = None  # the last round was one with a fault; gossip goes on while others come
+    edges = len(node.gossiper.exchange.neighborhood.edges)  # before the others close theirs at the end
     node.level()
     answer = {
         "held": held,
         "rounds": node.gossiper.totals.rounds,
-        "edges": len(node.gossiper.exchange.neighborhood.edges),
+        "edges": edges,
         "rejected": node.gossiper.totals.rejected,
     }
     node.close()

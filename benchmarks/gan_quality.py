@@ -1,19 +1,22 @@
 """Is a GAN that was trained decentralized as good as one trained centralized? Fashion-MNIST, the same images seen.
 
     python benchmarks/gan_quality.py                              every form, three seeds
-    python benchmarks/gan_quality.py --forms "ring" --seeds 1 --steps 500
+    python benchmarks/gan_quality.py --forms "ring" --seeds 1 --steps 600
+    sudo .venv/bin/python benchmarks/gan_quality.py --delay-ms 50 --forms "ring, late" --seeds 1 --steps 600
 
 Every run is a `Trainer.fit` as users call it, of the same networks from the same weights on the same number of images.
 The score is the Frechet distance on the features of a classifier of Fashion-MNIST (not FID: that is on Inception's), of
 the averaged generator: the consensus of all workers at every evaluation, and each worker's own at the end.
 
 DDP stands for centralized training: the gradients of both players are averaged over all workers before either steps,
-which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today.
+which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today. With `--delay-ms` or
+`--mbit` the workers sit on an emulated network, and the score is drawn against the seconds that training took there.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import statistics
@@ -30,8 +33,9 @@ from crew import go_through
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from recording import RESULTS, describe_machine, markdown_table, save_results
+from shaped_network import ShapedNetwork
 
-from lightning_decgan import DecentralizedGossipStrategy
+from lightning_decgan import DecentralizedGossipStrategy, PowerGossip
 from lightning_decgan.callbacks import FidelityCallback
 from lightning_decgan.data import FashionMNISTDataModule
 from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, DecentralizedGANModule
@@ -76,7 +80,11 @@ FORMS: dict[str, Form] = {
     "alternating Adam, DDP": Form(None, _ADAM, "alternating"),
     "ring, by label": Form({"topology": "ring"}, partition="by_label"),
     "complete, by label": Form({"topology": "complete"}, partition="by_label"),
+    "one-peer exponential, late": Form({"topology": "one_peer_exponential", "max_delay": None}),
+    "one-peer exponential, PowerGossip": Form({"topology": "one_peer_exponential", "compression": PowerGossip(1)}),
 }
+ON_SLOW_NETWORKS = ("one-peer exponential, late", "one-peer exponential, PowerGossip")
+"""Forms that are for slow networks: run when asked for."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,12 @@ def make_module(form: Form) -> DecentralizedGANModule:
         schedule=form.schedule,
         ema_decay=0.995,
     )
+
+
+@functools.cache
+def real_images_scored(features: torch.nn.Module) -> Fidelity:
+    """The scores of a worker by itself; it keeps what it knows of the real images from run to run."""
+    return Fidelity(features, kernel_subsets=1, kernel_subset_size=16, reset_real_features=False, sync_on_compute=False)
 
 
 class Recorder(Callback):
@@ -149,15 +163,17 @@ class Recorder(Callback):
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         # Before the strategy puts the consensus on: this worker's own generator.
-        fidelity = Fidelity(self.plan.features, kernel_subsets=1, kernel_subset_size=16, sync_on_compute=False)
-        for batch in trainer.datamodule.val_dataloader():
-            fidelity.update(batch[0], real=True)
+        fidelity = real_images_scored(self.plan.features)
+        if not fidelity.real_features:
+            for batch in trainer.datamodule.val_dataloader():
+                fidelity.update(batch[0], real=True)
         counts = torch.zeros(10)
         for first in range(0, self.plan.samples, 250):
             images = module.sample(min(250, self.plan.samples - first), seed=10_000 + first)
             fidelity.update(images, real=False)
             counts += torch.bincount(self.plan.features.head(self.plan.features(images)).argmax(1), minlength=10)
         self.own_score = float(fidelity.compute()["frechet_distance"])
+        fidelity.reset()
         self.classes = (counts / counts.sum()).tolist()
 
 
@@ -172,7 +188,9 @@ def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
         else DecentralizedGossipStrategy(**form.settings, seed=seed, timeout=_TIMEOUT)
     )
     recorder = Recorder(plan, seed)
-    fidelity = FidelityCallback(plan.features, samples=plan.samples, kernel_subsets=1, kernel_subset_size=16)
+    fidelity = FidelityCallback(
+        plan.features, samples=plan.samples, kernel_subsets=1, kernel_subset_size=16, reset_real_features=False
+    )
     trainer = Trainer(
         strategy=strategy,
         accelerator="cpu",
@@ -204,10 +222,10 @@ def answer(plan: Plan, form: str, seed: int) -> dict[str, Any]:
     return train(plan, FORMS[form], seed)
 
 
-def measure(plan: Plan) -> list[dict[str, Any]]:
+def measure(plan: Plan, network: ShapedNetwork | None = None) -> list[dict[str, Any]]:
     """All runs in order; raises what a worker raised."""
     runs = []
-    for answers, minutes_left in go_through(plan.runs(), functools.partial(answer, plan), plan.workers):
+    for answers, minutes_left in go_through(plan.runs(), functools.partial(answer, plan), plan.workers, network):
         run = {
             **answers[0],
             "own_scores": [one["own_score"] for one in answers],
@@ -253,27 +271,35 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int) -> None:
-    """The score against images seen, and the samples of the last seed of every form."""
+    """The score against images seen and against seconds of training, and samples of the first seed of every form.
+
+    Of the samples each row is a worker's, all from the same latents.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import numpy as np
     from matplotlib import pyplot as plt
 
-    forms = list(dict.fromkeys(run["form"] for run in runs))
-    figure, axis = plt.subplots(figsize=(9, 6))
-    for form in forms:
+    figure, (by_images, by_seconds) = plt.subplots(1, 2, figsize=(14, 5.5), sharey=True)
+    for form in dict.fromkeys(run["form"] for run in runs):
         mine = [run["history"] for run in runs if run["form"] == form]
-        steps = [entry["step"] * images_a_step for entry in mine[0]]
         values = np.array([[entry["score"] for entry in history] for history in mine])
         style = {"color": "black", "linewidth": 3} if form == REFERENCE else {}
-        axis.plot(steps, values.mean(0), label=form, **style)
-        axis.fill_between(steps, values.min(0), values.max(0), alpha=0.12, **({"color": "black"} if style else {}))
-    axis.set(xlabel="images seen by all workers", ylabel="Frechet distance, fashion_mnist_cnn features", yscale="log")
-    axis.legend()
-    axis.grid(alpha=0.3)
+        for axis, places in (
+            (by_images, [entry["step"] * images_a_step for entry in mine[0]]),
+            (by_seconds, np.mean([[entry["seconds"] for entry in history] for history in mine], axis=0)),
+        ):
+            (line,) = axis.plot(places, values.mean(0), label=form, marker="o", markersize=3, **style)
+            axis.fill_between(places, values.min(0), values.max(0), alpha=0.12, color=line.get_color())
+    by_images.set(xlabel="images seen by all workers", ylabel="Frechet distance, fashion_mnist_cnn features")
+    by_seconds.set(xlabel="seconds of training")
+    for axis in (by_images, by_seconds):
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+    by_images.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
     for run in runs:
         if run["seed"] == 0:
@@ -290,21 +316,29 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=3000, help=f"batches of a worker; a multiple of {EVALUATIONS}")
     parser.add_argument("--samples", type=int, default=5000, help="generated for a score")
+    parser.add_argument("--delay-ms", type=float, default=None, help="one way, of an emulated network (needs root)")
+    parser.add_argument("--mbit", type=float, default=None, help="of each worker's link there")
+    parser.add_argument("--name", default="gan_quality", help="of the files of results")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.steps < EVALUATIONS or arguments.steps % EVALUATIONS:
         parser.error(f"--steps must be a positive multiple of {EVALUATIONS}, found {arguments.steps}")
     features = train_classifier_features(FashionMNISTDataModule())
-    forms = [form for form in arguments.forms or FORMS if form != REFERENCE]
-    plan = Plan((REFERENCE, *forms), arguments.seeds, arguments.workers, arguments.steps, features, arguments.samples)
-    runs = measure(plan)
+    forms = arguments.forms or [form for form in FORMS if form not in ON_SLOW_NETWORKS]
+    forms = (REFERENCE, *(form for form in forms if form != REFERENCE))
+    plan = Plan(forms, arguments.seeds, arguments.workers, arguments.steps, features, arguments.samples)
+    slow = arguments.delay_ms is not None or arguments.mbit is not None
+    network = ShapedNetwork(plan.workers, arguments.mbit, arguments.delay_ms or 0.0) if slow else None
+    with network if network is not None else contextlib.nullcontext():
+        runs = measure(plan, network)
     kept = [{key: value for key, value in run.items() if key not in ("grid", "grids", "rank")} for run in runs]
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-    path = save_results("gan_quality", settings, kept, arguments.output)
+    path = save_results(arguments.name, settings, kept, arguments.output)
     draw(runs, path.with_suffix(".png"), BATCH * arguments.workers)
+    where = f"; {arguments.delay_ms or 0:g} ms one way, {arguments.mbit or 'no limit of'} Mbit/s" if slow else ""
     text = (
         f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {BATCH} images each,"
-        f" {arguments.seeds} seeds; Frechet distance on {features.name} features; {describe_machine()}\n\n"
+        f" {arguments.seeds} seeds{where}; Frechet distance on {features.name} features; {describe_machine()}\n\n"
         f"{table(runs)}\n"
     )
     path.with_suffix(".md").write_text(text)

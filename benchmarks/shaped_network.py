@@ -112,6 +112,10 @@ class _Namespaces:
     ) -> None:
         self._undo.close()
 
+    def namespace(self, node: int) -> str:
+        """The path by which a process can enter a node's namespace."""
+        return f"/run/netns/{self._names[node]}"
+
     def _connect(self) -> None:
         """What a subclass adds to namespaces that have only a loopback interface."""
 

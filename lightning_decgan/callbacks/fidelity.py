@@ -53,6 +53,9 @@ def images_of(batch: Any) -> Tensor:
 class FidelityCallback(Callback):
     """Logs distances between generated and real images under `fidelity/<features>/...` at every validation.
 
+    For callbacks that watch a score, such as `ModelCheckpoint(monitor="frechet_distance")` and
+    `EarlyStopping(monitor="frechet_distance")`, it goes by its short name as well, which no logger writes.
+
     Under a decentralized strategy that validates on the consensus, it is the consensus that is scored. Lightning's
     sanity check scores the untrained model, provided that it sees the whole validation set
     (`Trainer(num_sanity_val_steps=-1)`): scores on different sets of real images would not compare.
@@ -66,7 +69,8 @@ class FidelityCallback(Callback):
         seed: of the latent points; the same points every time, different ones on every worker.
         sample: `sample(pl_module, n) -> (n, C, H, W)` with values in [-1, 1]; default: `pl_module.sample(n)`.
         images: takes the real images out of a validation batch; default: `images_of`.
-        **fidelity: settings of `Fidelity`, for example `kernel_subset_size`.
+        **fidelity: settings of `Fidelity`, for example `kernel_subset_size`. With `reset_real_features=False` the real
+            images of the first measurement stand for all later ones, whose validation is then as much faster.
 
     Attributes:
         scores_before: the first scores measured: of the untrained model when Lightning's sanity check ran.
@@ -104,6 +108,7 @@ class FidelityCallback(Callback):
         self.images = images
         self.fidelity = Fidelity(features, **fidelity)
         self.history: list[dict[str, float]] = []
+        self._knows_real = False
 
     @property
     def features_name(self) -> str:
@@ -147,7 +152,7 @@ class FidelityCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Takes this worker's real images; of several validation loaders the first counts."""
-        if dataloader_idx == 0 and not self._passes_over(trainer):
+        if dataloader_idx == 0 and not self._knows_real and not self._passes_over(trainer):
             self.fidelity.update(self.images(batch).to(pl_module.device), real=True)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,18 +166,15 @@ class FidelityCallback(Callback):
                 self.fidelity.update(draw(pl_module, count, self.sample), real=False)
         scores = {name: float(value) for name, value in self.fidelity.compute().items()}
         self.fidelity.reset()
+        self._knows_real = not self.fidelity.reset_real_features
         self.history.append({"step": training_batches(trainer), **scores})
+        # equal on every worker already; sync_dist says so to Lightning, at a moment when all workers meet anyway
+        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": True}
         for name, value in scores.items():
-            pl_module.log(
-                f"fidelity/{self.features_name}/{name}",
-                torch.tensor(value, device=pl_module.device, dtype=torch.float32),
-                prog_bar=name == "frechet_distance",
-                on_step=False,
-                on_epoch=True,
-                batch_size=1,
-                # equal on every worker already; this says so to Lightning, at a moment when all workers meet anyway
-                sync_dist=True,
-            )
+            score = torch.tensor(value, device=pl_module.device, dtype=torch.float32)
+            shown = name == "frechet_distance"
+            pl_module.log(f"fidelity/{self.features_name}/{name}", score, prog_bar=shown, **how)
+            pl_module.log(name, score, logger=False, **how)
 
     def _passes_over(self, trainer: Trainer) -> bool:
         """Whether this is a sanity check on a part of the images, or one of a resumed run, which has its scores."""

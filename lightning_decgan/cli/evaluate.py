@@ -192,6 +192,7 @@ def _evaluate(
     """Everything that was asked for, as it stands in the JSON."""
     from lightning_decgan.cli.checkpoint import worker_weights
     from lightning_decgan.cli.evaluation import evaluate, memorization_report
+    from lightning_decgan.cli.pictures import run_folder
     from lightning_decgan.metrics import PUBLISHED_INCEPTION, ScoreSettings, real_features
     from lightning_decgan.metrics.extractors import network_digest, torch_fidelity_version
 
@@ -236,17 +237,6 @@ def _evaluate(
             own, _ = evaluate(trained.model, network, real, scorer=scorer, settings=settings, **drawn)
             result["workers"].append({"worker": worker, "scores": own})
     return result
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """The folder of the run that saved a checkpoint; of one that was moved, the folder that it is in.
-
-    Example:
-        >>> run_folder(Path("runs/a/checkpoints/last.ckpt")).name, run_folder(Path("runs/a/moved.ckpt")).name
-        ('a', 'a')
-    """
-    folder = checkpoint.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def _print_table(result: dict[str, Any]) -> None:

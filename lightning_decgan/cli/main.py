@@ -15,8 +15,11 @@ from lightning_decgan.cli.errors import UsageError
 
 COMMANDS = {
     "train": "train a GAN on several workers that average with their neighbours (a Hydra application)",
-    "sample": "draw a grid of images from a checkpoint",
+    "sample": "draw images from a checkpoint: a grid, class by class, or worker by worker",
+    "interpolate": "walk through a checkpoint's latent space, as a strip of images or an animation",
     "evaluate": "score a checkpoint's samples against real images",
+    "curves": "draw the losses, scores and distances of a run",
+    "timeline": "make an animation of a run's sample grids",
     "topology": "show who talks to whom, how fast it mixes and what it costs",
 }
 
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP.format(commands="\n".join(f"  {name:<10} {text}" for name, text in COMMANDS.items())))
+        print(HELP.format(commands="\n".join(f"  {name:<11} {text}" for name, text in COMMANDS.items())))
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
         print(f"decgan {metadata.version('lightning_decgan')}")

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_decgan.callbacks.files import write_bytes_atomically
-from lightning_decgan.callbacks.sample_grid import GAP_PIXELS, image_grid
+from lightning_decgan.callbacks.sample_grid import GAP_PIXELS
+from lightning_decgan.cli.pictures import INK, MUTED, PAPER, show_grid
 from lightning_decgan.metrics.memorization import Memorization
 
-_INK, _PAPER, _MUTED = "#16324f", "#ffffff", "#5f7388"
 _CELL_INCHES = 0.62
 _DPI = 120
 
@@ -91,17 +91,17 @@ def draw_neighbors(path: str | Path, left: Half, right: Half, heading: str, foot
         raise ValueError(f"the picture's name must end in .png, found {path}")
     rows, columns = max(len(left.images), len(right.images)), left.images.shape[1]
     width, height = 2 * columns * _CELL_INCHES + 2.4, rows * _CELL_INCHES + 1.9
-    figure = Figure(figsize=(width, height), facecolor=_PAPER, dpi=_DPI)
+    figure = Figure(figsize=(width, height), facecolor=PAPER, dpi=_DPI)
     FigureCanvasAgg(figure)
     margins = {"left": 0.8 / width, "right": 1 - 0.15 / width, "bottom": 0.55 / height, "top": 1 - 1.2 / height}
     panels = figure.subplots(1, 2, squeeze=False, gridspec_kw={**margins, "wspace": 1.6 / width})
     for axes, half in zip(panels.flat, (left, right), strict=True):
         _panel(axes, half)
     lines = heading.replace(": ", "\n", 1)
-    figure.text(0.5, 1 - 0.38 / height, lines, ha="center", va="center", color=_INK, fontsize=11)
-    figure.text(0.5, 0.25 / height, footing, ha="center", va="center", color=_MUTED, fontsize=8)
+    figure.text(0.5, 1 - 0.38 / height, lines, ha="center", va="center", color=INK, fontsize=11)
+    figure.text(0.5, 0.25 / height, footing, ha="center", va="center", color=MUTED, fontsize=8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=_PAPER, metadata={"Title": heading, "Description": footing})
+    figure.savefig(buffer, format="png", facecolor=PAPER, metadata={"Title": heading, "Description": footing})
     return write_bytes_atomically(path, buffer.getvalue())
 
 
@@ -122,30 +122,12 @@ def describe(found: Memorization, features_name: str) -> str:
 
 
 def _panel(axes: Any, half: Half) -> None:
-    count, columns = half.images.shape[:2]
-    grid = image_grid(half.images.flatten(0, 1), columns).numpy()
-    if grid.shape[0] == 1:
-        axes.imshow(grid[0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    else:
-        axes.imshow(grid.transpose(1, 2, 0), interpolation="nearest")
-    cell_width, cell_height = (grid.shape[2] - GAP_PIXELS) / columns, (grid.shape[1] - GAP_PIXELS) / count
+    columns = half.images.shape[1]
     ordinals = ["nearest", "2nd", "3rd"] + [f"{number}th" for number in range(4, columns)]
-    axes.set_xticks(
-        [GAP_PIXELS / 2 + (column + 0.5) * cell_width for column in range(columns)],
-        ["image", *ordinals[: columns - 1]],
-        fontsize=8,
-        color=_MUTED,
-    )
-    axes.set_yticks(
-        [GAP_PIXELS / 2 + (row + 0.5) * cell_height for row in range(count)],
-        [f"{distance:.3g}" for distance in half.distances[:, 0].tolist()],
-        fontsize=8,
-        color=_MUTED,
-    )
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
+    distances = [f"{distance:.3g}" for distance in half.distances[:, 0].tolist()]
+    show_grid(axes, half.images, distances, ["image", *ordinals[: columns - 1]])
     # a line between an image and what it is compared with
-    axes.axvline(GAP_PIXELS / 2 + cell_width - 0.5, color=_INK, linewidth=1.5)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.set_title(half.title, fontsize=9, color=_INK)
+    left, right = axes.get_xlim()
+    first_edge = left + (right - left - GAP_PIXELS) / columns + GAP_PIXELS / 2
+    axes.axvline(first_edge, color=INK, linewidth=1.5)
+    axes.set_title(half.title, fontsize=9, color=INK)

@@ -1,6 +1,7 @@
-"""`decgan sample`: a grid of images from a checkpoint of `decgan train`.
+"""`decgan sample`: images from a checkpoint of `decgan train`, as a grid, class by class, or worker by worker.
 
-It needs the file alone: no data, no workers, no strategy. The images come from the averaged generator of the consensus.
+It needs the file alone (for `--per-worker` also the shards beside it): no data, no workers, no strategy. The images
+come from the averaged generator of the consensus.
 """
 
 from __future__ import annotations
@@ -10,26 +11,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_decgan.cli.errors import UsageError
+from lightning_decgan.cli.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lightning_decgan.cli.checkpoint import TrainedModel
     from lightning_decgan.gan import DecentralizedGANModule
 
 MOST_IMAGES = 10_000
+_SAMPLES = 64
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `decgan sample`."""
     parser = argparse.ArgumentParser(
-        prog="decgan sample", description="Draw a grid of images from a checkpoint of decgan train."
+        prog="decgan sample", description="Draw images from a checkpoint of decgan train, into the run's folder."
     )
     parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a .ckpt file")
-    parser.add_argument("-n", "--samples", type=int, default=64, metavar="N", help="images (default: 64)")
+    parser.add_argument("-n", "--samples", type=int, default=None, metavar="N", help=f"images (default: {_SAMPLES})")
     parser.add_argument("--seed", type=int, default=0, help="of the latent points (default: 0)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="default: samples.png")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=None, help="a .png (default: samples.png, classes.png or workers.png)"
+    )
     parser.add_argument("--columns", type=int, default=8, help="images in a row (default: 8)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--by-class", action="store_true", help="a row for each class of a conditional GAN")
+    what.add_argument(
+        "--per-worker", action="store_true", help="a row for each worker's own generator, below the consensus"
+    )
     parser.add_argument("--no-ema", action="store_true", help="draw from the generator itself, not from its average")
     parser.add_argument(
         "--trust-targets", action="store_true", help="make any class that the checkpoint names: runs its code"
@@ -50,24 +60,38 @@ def main(argv: Sequence[str]) -> int:
         UsageError: on bad input.
     """
     arguments = parser().parse_args(argv)
-    check_range("samples", arguments.samples, 1, MOST_IMAGES)
+    if arguments.samples is not None:
+        check_range("samples", arguments.samples, 1, MOST_IMAGES)
+        if arguments.by_class or arguments.per_worker:
+            raise UsageError("samples belong to a plain grid: rows of classes or workers are as long as --columns says")
     check_range("columns", arguments.columns, 1, MOST_IMAGES)
     check_range("seed", arguments.seed, 0, 2**63 - 1)
     # argparse answers --help without it: torch takes seconds to import
-    from lightning_decgan.callbacks.sample_grid import image_grid, save_png
     from lightning_decgan.cli.checkpoint import load_trained
+    from lightning_decgan.cli.pictures import check_picture_name, run_folder
 
+    check_picture_name("output", arguments.output, (".png",))
     trained = load_trained(arguments.checkpoint, trust_targets=arguments.trust_targets)
-    images = draw(trained.model, arguments.samples, seed=arguments.seed, ema=not arguments.no_ema)
+    name = "classes.png" if arguments.by_class else "workers.png" if arguments.per_worker else "samples.png"
+    path = arguments.output or run_folder(trained.path) / name
+    draw_picture = _classes if arguments.by_class else _workers if arguments.per_worker else _grid
     try:
-        path = save_png(image_grid(images, arguments.columns), arguments.output)
+        draw_picture(trained, arguments, path)
     except OSError as error:
-        raise UsageError(f"output {arguments.output} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"output {path} cannot be written: {error.strerror or error}") from error
     print(path)
     return 0
 
 
-def draw(model: DecentralizedGANModule, n: int, *, seed: int = 0, ema: bool = True, batch_size: int = 256) -> Tensor:
+def draw(
+    model: DecentralizedGANModule,
+    n: int,
+    *,
+    seed: int = 0,
+    ema: bool = True,
+    labels: int | None = None,
+    batch_size: int = 256,
+) -> Tensor:
     """Draws images a batch at a time.
 
     Args:
@@ -75,6 +99,7 @@ def draw(model: DecentralizedGANModule, n: int, *, seed: int = 0, ema: bool = Tr
         n: images.
         seed: of the latent points; the same images for every batch size up to rounding is not promised.
         ema: draw from the averaged generator.
+        labels: the class of all images, of a conditional GAN; None: all classes in turn.
         batch_size: images at a time.
 
     Returns:
@@ -84,8 +109,31 @@ def draw(model: DecentralizedGANModule, n: int, *, seed: int = 0, ema: bool = Tr
 
     from lightning_decgan.callbacks.sample_grid import undisturbed
 
+    sizes = [min(batch_size, n - first) for first in range(0, n, batch_size)]
     with undisturbed(model, seed, model.device):
-        return torch.cat([model.sample(min(batch_size, n - first), ema=ema) for first in range(0, n, batch_size)])
+        return torch.cat([model.sample(size, ema=ema, labels=labels) for size in sizes])
+
+
+def distance_from(consensus: Tensor, own: Tensor) -> float:
+    """How far a worker's images are from the consensus's of the same latents: 0 the same, 1 as far as other samples.
+
+    The root mean square of pixel differences, divided by that between the consensus's images of different latents.
+
+    Args:
+        consensus: (n, C, H, W).
+        own: (n, C, H, W), of the same latents.
+
+    Returns:
+        The ratio; NaN if the consensus draws one image only.
+
+    Example:
+        >>> import torch
+        >>> images = torch.randn(8, 1, 4, 4)
+        >>> distance_from(images, images), round(distance_from(images, images.roll(1, 0)), 6)
+        (0.0, 1.0)
+    """
+    between = (consensus - consensus.roll(1, 0)).double().square().mean().sqrt()
+    return float((consensus - own).double().square().mean().sqrt() / between) if between > 0 else float("nan")
 
 
 def check_range(name: str, value: int, least: int, most: int) -> None:
@@ -98,3 +146,46 @@ def check_range(name: str, value: int, least: int, most: int) -> None:
     """
     if not least <= value <= most:
         raise UsageError(f"{name} must be an integer from {least} to {most}, found {value}")
+
+
+def _grid(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -> None:
+    from lightning_decgan.callbacks.sample_grid import image_grid, save_png
+
+    images = draw(trained.model, arguments.samples or _SAMPLES, seed=arguments.seed, ema=not arguments.no_ema)
+    save_png(image_grid(images, arguments.columns), path)
+
+
+def _classes(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -> None:
+    import torch
+
+    from lightning_decgan.cli.pictures import draw_rows
+
+    classes = trained.model.num_classes
+    if classes is None:
+        raise UsageError(f"by-class needs a conditional GAN, found one without classes in {trained.path}")
+    how = {"seed": arguments.seed, "ema": not arguments.no_ema}
+    # the same latents in every row: what changes down a column is the class alone
+    rows = [draw(trained.model, arguments.columns, labels=label, **how) for label in range(classes)]
+    draw_rows(path, torch.stack(rows), [f"class {label}" for label in range(classes)], "class by class")
+
+
+def _workers(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -> None:
+    import torch
+
+    from lightning_decgan.cli.checkpoint import worker_weights
+    from lightning_decgan.cli.pictures import draw_rows
+
+    how = {"seed": arguments.seed, "ema": not arguments.no_ema}
+    consensus = draw(trained.model, arguments.columns, **how)
+    rows = [consensus]
+    for worker, weights in enumerate(worker_weights(trained)):
+        try:
+            trained.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UsageError(f"worker {worker} of {trained.path} has other weights: {one_line(error)}") from error
+        rows.append(draw(trained.model, arguments.columns, **how))
+    distances = [distance_from(consensus, own) for own in rows[1:]]
+    labels = ["consensus", *(f"worker {number}" for number in range(len(distances)))]
+    draw_rows(path, torch.stack(rows), labels, "the same latents, worker by worker")
+    for number, distance in enumerate(distances):
+        print(f"worker {number}: {distance:.3f} x as far from the consensus as two of its samples are from each other")

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_decgan.cli.build import make_run
 from lightning_decgan.cli.config import CONFIG_NAME, config_dir
+from lightning_decgan.cli.curves import METRICS, draw_curves, read_metrics
 from lightning_decgan.cli.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def train(config: DictConfig) -> dict[str, Any] | None:
             if interrupted:
                 raise KeyboardInterrupt from error
             raise
+    if (run_dir / METRICS).is_file():
+        draw_curves(read_metrics(run_dir / METRICS), run_dir / "curves.png", title=run_dir.resolve().name)
     summary_path = _summary_path(trainer)
     summary = json.loads(summary_path.read_text()) if summary_path is not None and summary_path.is_file() else None
     for line in report(summary, summary_path, run_dir):
@@ -185,9 +188,12 @@ def report(summary: dict[str, Any] | None, summary_path: Path | None, run_dir: P
         lines.append(f"{name} (features: {summary['features']}): {values}")
     if summary["last_sample_grid"]:
         lines.append(f"samples:    {summary['last_sample_grid']}")
-    checkpoint = run_dir / "checkpoints" / "last.ckpt"
-    if checkpoint.is_file():
-        lines.append(f"checkpoint: {checkpoint}")
+    for name, file in (("checkpoint", "last.ckpt"), ("best", "best.ckpt")):
+        checkpoint = run_dir / "checkpoints" / file
+        if checkpoint.is_file():
+            lines.append(f"{name + ':':<11} {checkpoint}")
+    if (run_dir / "curves.png").is_file():
+        lines.append(f"curves:     {run_dir / 'curves.png'}")
     lines.append(f"summary:    {summary_path}")
     return lines
 

@@ -270,10 +270,28 @@ class DecentralizedGANModule(LightningModule, Game):
                 classes.
         """
         count("n", n)
+        with seeded(seed, self._sampling_device):
+            return self.render(self.sample_latent(n), labels=labels, ema=ema)
+
+    @torch.no_grad()
+    def render(self, latent: Tensor, *, labels: Tensor | int | None = None, ema: bool = True) -> Tensor:
+        """The images of latents, in evaluation mode; the mode is put back afterwards.
+
+        Args:
+            latent: ``(n, latent_dim)``.
+            labels: As in :meth:`sample`.
+            ema: Use the averaged generator, where there is one.
+
+        Returns:
+            ``(n, C, H, W)`` in [-1, 1], on the module's device.
+
+        Raises:
+            ValueError: The labels are not classes, or are given to a generator without any.
+        """
         network = self.ema_generator if ema and self.ema_generator is not None else self.generator
-        asked = self._asked_labels(n, labels)
-        with evaluating(network), seeded(seed, self._sampling_device):
-            return full_precision(network(self.sample_latent(n), *asked))
+        asked = self._asked_labels(len(latent), labels)
+        with evaluating(network):
+            return full_precision(network(latent, *asked))
 
     # What Lightning calls
 

@@ -183,7 +183,7 @@ def test_every_choice_of_callbacks_is_made_and_ends_the_run(option, tmp_path):
     callbacks = {name: make(config, f"callbacks.{name}") for name in config.callbacks}
     assert all(isinstance(callback, Callback) for callback in callbacks.values())
     assert callbacks["stop"].steps == 7
-    assert ("fidelity" in callbacks) is (option in ("default", "debug"))
+    assert ("fidelity" in callbacks) is (option in ("default", "debug", "early_stopping"))
 
 
 @pytest.mark.parametrize("option", options("logger"))

@@ -45,16 +45,16 @@ def test_samples_need_the_file_alone_wherever_it_is(checkpoint, tmp_path, monkey
     shutil.copy(checkpoint, tmp_path / "moved.ckpt")
     monkeypatch.chdir(tmp_path)
     assert main(["sample", "moved.ckpt", "-n", "6", "--columns", "3"]) == 0
-    assert capsys.readouterr().out == "samples.png\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'samples.png'}\n", "beside the checkpoint"
     with Image.open("samples.png") as image:
         assert image.size == (3 * 50 + 2, 2 * 50 + 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["moved.ckpt", "samples.png"]
 
 
 def test_a_seed_stands_for_its_images(checkpoint, tmp_path, capsys):
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+    for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
         assert main(["sample", str(checkpoint), "-n", "4", "--seed", str(seed), "-o", str(tmp_path / name)]) == 0
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() != (tmp_path / "c").read_bytes()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes() != (tmp_path / "c.png").read_bytes()
 
 
 def test_the_model_made_of_a_checkpoint_has_its_weights(checkpoint):

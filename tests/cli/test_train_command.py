@@ -44,6 +44,7 @@ def test_a_run_leaves_one_folder_with_everything_in_it(run):
     entries = {path.name for path in run_folder(folder).iterdir()}
     assert entries == {
         *("config.yaml", ".hydra", "train.log", "csv", "tensorboard", "samples", "checkpoints", "summary.json"),
+        "curves.png",
     }
     for path in sorted((run_folder(folder) / "samples").iterdir()):
         with Image.open(path) as image:

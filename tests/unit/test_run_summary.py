@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -58,7 +59,7 @@ def features():
     return ClassifierFeatures(channels=1, image_size=8, num_classes=10, name="untrained_cnn").freeze()
 
 
-def fit(folder, module, *, steps=6, callbacks=(), ckpt_path=None, sanity=-1):
+def fit(folder, module, *, steps=6, callbacks=(), ckpt_path=None, sanity=-1, enable_checkpointing=False):
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=-1,
@@ -68,7 +69,7 @@ def fit(folder, module, *, steps=6, callbacks=(), ckpt_path=None, sanity=-1):
         callbacks=[StopAfterBatches(steps), RunSummary(folder / "summary.json"), *callbacks],
         logger=False,
         default_root_dir=folder,
-        enable_checkpointing=False,
+        enable_checkpointing=enable_checkpointing,
         enable_progress_bar=any(isinstance(callback, BatchProgressBar) for callback in callbacks),
         enable_model_summary=False,
     )
@@ -136,6 +137,37 @@ def test_a_sanity_check_on_a_part_of_the_images_is_not_scored(tmp_path):
     callback = FidelityCallback(features(), samples=40, kernel_subset_size=16)
     fit(tmp_path, Toy(), callbacks=[callback], sanity=1)
     assert [entry["step"] for entry in callback.history] == [3, 6]
+
+
+def test_real_images_that_are_kept_give_the_same_scores_and_are_seen_once(tmp_path):
+    histories, seen = [], []
+    for again in (True, False):
+        callback = FidelityCallback(features(), samples=40, kernel_subset_size=16, reset_real_features=again)
+        update = callback.fidelity.update
+        calls = []
+        callback.fidelity.update = lambda images, real, calls=calls, update=update: (
+            calls.append(real),
+            update(images, real),
+        )
+        torch.manual_seed(1)
+        fit(tmp_path, Toy(), callbacks=[callback])
+        histories.append(callback.history)
+        seen.append(sum(calls))
+    assert histories[0] == histories[1]
+    assert seen[0] == len(histories[0]) * seen[1] > 0
+
+
+def test_a_score_can_be_watched_by_its_short_name_and_the_best_checkpoint_is_kept(tmp_path):
+    score = FidelityCallback(features(), samples=40, kernel_subset_size=16)
+    best = ModelCheckpoint(tmp_path, "best", monitor="frechet_distance", mode="min", enable_version_counter=False)
+    stopping = EarlyStopping("frechet_distance", mode="min", patience=1, min_delta=1e9)
+    trainer = fit(tmp_path, Toy(), steps=30, callbacks=[score, best, stopping], enable_checkpointing=True)
+    assert [entry["step"] for entry in score.history] == [0, 3, 6], "nothing is better by a billion: stopped"
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["best.ckpt"]
+    distances = [entry["frechet_distance"] for entry in score.history if entry["step"]]
+    assert float(best.best_model_score) == pytest.approx(min(distances))
+    assert "frechet_distance" in trainer.callback_metrics
+    assert "frechet_distance" not in trainer.logged_metrics, "in files a score goes with the name of its features"
 
 
 def test_scoring_does_not_change_the_training(tmp_path):
