@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import os
 import statistics
 import sys
@@ -32,7 +33,7 @@ import torch
 from crew import go_through
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from recording import RESULTS, describe_machine, markdown_table, save_results
+from recording import RESULTS, machine_line, markdown_table, save_results
 from shaped_network import ShapedNetwork
 
 from lightning_decgan import DecentralizedGossipStrategy, PowerGossip
@@ -45,6 +46,11 @@ from lightning_decgan.optim import OptimisticAdam
 REFERENCE = "DDP, optimistic Adam"
 EVALUATIONS = 6
 BATCH = 16
+REAL_IMAGES = 4992
+"""Of the 10,000 test images: what all workers' batches make up evenly; the other half would cost as much again."""
+CLASSIFIED = 10_000
+"""Samples of the consensus that are sorted into classes; a multiple of how many are drawn at a time."""
+_AT_A_TIME = 250
 _TIMEOUT = timedelta(seconds=120)
 
 
@@ -129,14 +135,14 @@ class Recorder(Callback):
     Attributes:
         history: at every evaluation `{"step", "seconds", "score", "distance"}`, of the consensus.
         own_score: the score of this worker's own averaged generator when training had ended.
-        classes: shares of the classes in this worker's samples, as the feature network sees them.
+        grid: samples of this worker's own averaged generator, of latents that are the same for all.
     """
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan, self.seed = plan, seed
         self.history: list[dict[str, float]] = []
         self.own_score = float("nan")
-        self.classes: list[float] = []
+        self.grid: list[Any] = []
         self._trained_seconds, self._started = 0.0, 0.0
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -165,16 +171,15 @@ class Recorder(Callback):
         # Before the strategy puts the consensus on: this worker's own generator.
         fidelity = real_images_scored(self.plan.features)
         if not fidelity.real_features:
-            for batch in trainer.datamodule.val_dataloader():
+            # The images that all workers together have validated on, here in order and there dealt out in turn.
+            for batch in itertools.islice(trainer.datamodule.val_dataloader(), REAL_IMAGES // BATCH):
                 fidelity.update(batch[0], real=True)
-        counts = torch.zeros(10)
-        for first in range(0, self.plan.samples, 250):
-            images = module.sample(min(250, self.plan.samples - first), seed=10_000 + first)
+        for first in range(0, self.plan.samples, _AT_A_TIME):
+            images = module.sample(min(_AT_A_TIME, self.plan.samples - first), seed=10_000 + first)
             fidelity.update(images, real=False)
-            counts += torch.bincount(self.plan.features.head(self.plan.features(images)).argmax(1), minlength=10)
         self.own_score = float(fidelity.compute()["frechet_distance"])
         fidelity.reset()
-        self.classes = (counts / counts.sum()).tolist()
+        self.grid = module.sample(40, seed=1).clamp(-1, 1).mul(127.5).add(127.5).byte().tolist()
 
 
 def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
@@ -200,6 +205,7 @@ def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
         check_val_every_n_epoch=None,
         val_check_interval=plan.steps // EVALUATIONS,
         num_sanity_val_steps=0,
+        limit_val_batches=REAL_IMAGES // BATCH // plan.workers,
         callbacks=[fidelity, recorder],
         logger=False,
         enable_checkpointing=False,
@@ -212,9 +218,22 @@ def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
     return {
         "history": recorder.history,
         "own_score": recorder.own_score,
-        "classes": recorder.classes,
-        "grid": (module.sample(40, seed=1).clamp(-1, 1).mul(127.5).add(127.5).byte().tolist()),
+        "classes": classes_drawn(plan, module, trainer.global_rank).tolist(),
+        "grid": recorder.grid,
     }
+
+
+@torch.no_grad()
+def classes_drawn(plan: Plan, module: DecentralizedGANModule, worker: int) -> torch.Tensor:
+    """How many samples of each class, as the feature network sees them: a worker's share of all samples.
+
+    After training every worker has the consensus.
+    """
+    counts = torch.zeros(10, dtype=torch.int64)
+    for first in range(worker * _AT_A_TIME, CLASSIFIED, plan.workers * _AT_A_TIME):
+        images = module.sample(_AT_A_TIME, seed=20_000 + first)
+        counts += torch.bincount(plan.features.head(plan.features(images)).argmax(1), minlength=10)
+    return counts
 
 
 def answer(plan: Plan, form: str, seed: int) -> dict[str, Any]:
@@ -229,6 +248,7 @@ def measure(plan: Plan, network: ShapedNetwork | None = None) -> list[dict[str, 
         run = {
             **answers[0],
             "own_scores": [one["own_score"] for one in answers],
+            "classes": [sum(counts) / CLASSIFIED for counts in zip(*(one["classes"] for one in answers), strict=True)],
             "grids": [one["grid"] for one in answers],
         }
         runs.append(run)
@@ -338,7 +358,7 @@ def main() -> None:
     where = f"; {arguments.delay_ms or 0:g} ms one way, {arguments.mbit or 'no limit of'} Mbit/s" if slow else ""
     text = (
         f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {BATCH} images each,"
-        f" {arguments.seeds} seeds{where}; Frechet distance on {features.name} features; {describe_machine()}\n\n"
+        f" {arguments.seeds} seeds{where}; Frechet distance on {features.name} features; {machine_line()}\n\n"
         f"{table(runs)}\n"
     )
     path.with_suffix(".md").write_text(text)

@@ -20,10 +20,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from recording import describe_machine, markdown_table, save_results
+from recording import RESULTS, machine_line, markdown_table, save_results
 from torch import Tensor
 
 from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, Game, alternating_step, get_loss, simultaneous_step
@@ -133,13 +134,16 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
-    parser.add_argument("--name", default="gan_step", help="of the file of results")
+    parser.add_argument("--name", default="gan_step", help="of the files of results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     results = {network: measure(network, arguments) for network in arguments.networks}
     rows = [row(network, form, rates) for network, rates in results.items() for form in FORMS]
     table = markdown_table(["networks", "step", "images/s", "to usual", "quartiles"], rows)
-    path = save_results(arguments.name, vars(arguments), results)
-    path.with_suffix(".md").write_text(f"{describe_machine()}\n\n`python benchmarks/gan_step.py`\n\n{table}\n")
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    path = save_results(arguments.name, settings, results, arguments.output)
+    how = f"{arguments.loss} loss, {arguments.batch} images, precision {arguments.precision}, {arguments.device}"
+    path.with_suffix(".md").write_text(f"`python benchmarks/gan_step.py`; {how}; {machine_line()}\n\n{table}\n")
     print(f"{table}\n\n{path}")
 
 

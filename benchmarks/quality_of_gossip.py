@@ -30,7 +30,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from quality_report import REFERENCE, draw, explanation, table
 from quality_tasks import TASKS, Recorder, StepClock, late_exchanges
-from recording import RESULTS, describe_machine, save_results
+from recording import RESULTS, machine_line, save_results
 
 from lightning_decgan import DecentralizedGossipStrategy, OuterNesterov, PowerGossip, RandomSubset
 
@@ -226,7 +226,7 @@ def main() -> None:
         settings = {"task": name, "seeds": plan.seeds, "workers": plan.workers, "steps": plan.steps}
         path = save_results(f"quality_{name}", settings | {"delay_ms": arguments.delay_ms}, runs)
         picture = draw(runs, task, RESULTS / f"quality_{name}.png")
-        print(f"\n## {task.title}\n\n{plan.workers} workers, {plan.steps} steps; {describe_machine()}\n")
+        print(f"\n## {task.title}\n\n{plan.workers} workers, {plan.steps} steps; {machine_line()}\n")
         print(table(runs, task), explanation(runs, task), sep="\n\n")
         print(f"\n{path} and {picture}")
 

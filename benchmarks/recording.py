@@ -12,10 +12,11 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "describe_machine", "markdown_table", "save_results"]
+__all__ = ["RESULTS", "describe_machine", "machine_line", "markdown_table", "save_results"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,6 +45,17 @@ def describe_machine() -> dict[str, Any]:
         "torch": importlib.metadata.version("torch"),
         "lightning": importlib.metadata.version("lightning"),
     }
+
+
+def machine_line() -> str:
+    """The machine, what ran, and when, in half a line.
+
+    Example:
+        >>> "torch " in machine_line()
+        True
+    """
+    machine = describe_machine()
+    return f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {date.today()}"
 
 
 def save_results(name: str, settings: dict[str, Any], results: Any, folder: Path = RESULTS) -> Path:

@@ -8,32 +8,55 @@ import torch
 
 from lightning_decgan.gan.step import StepReport
 
-__all__ = ["LossWatch"]
+__all__ = ["LOOK_EVERY", "LossWatch"]
+
+
+LOOK_EVERY = 50
+"""Batches between two looks where looking waits for the device."""
 
 
 class LossWatch:
     """Remembers the last finite losses, and raises at one that is not.
 
+    On the CPU it looks at every batch. Elsewhere, where looking waits for the device, it does so at each 50th and
+    whenever :meth:`look` is called, as before a checkpoint is written.
+
     Example:
         >>> watch = LossWatch()
-        >>> watch.look(1, StepReport(discriminator_loss=torch.tensor(0.5), generator_loss=torch.tensor(0.7)))
-        >>> watch.look(2, StepReport(discriminator_loss=torch.tensor(0.5), generator_loss=torch.tensor(torch.nan)))
+        >>> watch.note(1, StepReport(discriminator_loss=torch.tensor(0.5), generator_loss=torch.tensor(0.7)))
+        >>> watch.note(2, StepReport(discriminator_loss=torch.tensor(0.5), generator_loss=torch.tensor(torch.nan)))
         Traceback (most recent call last):
         ...
         FloatingPointError: the generator's loss is nan after batch 2; last finite losses: discriminator 0.5, ...
     """
 
     def __init__(self) -> None:
+        self._newest: tuple[int, StepReport] | None = None
         self._batch = 0
         self._last: dict[str, float] = {}
 
     @torch.compiler.disable
-    def look(self, batch: int, report: StepReport) -> None:
-        """Look at the losses of a batch.
+    def note(self, batch: int, report: StepReport) -> None:
+        """Take the losses of a batch, and look at them if it is time to.
 
         Raises:
             FloatingPointError: One is not finite.
         """
+        self._newest = batch, report
+        loss = report.discriminator_loss if report.generator_loss is None else report.generator_loss
+        if loss is None or loss.device.type == "cpu" or batch % LOOK_EVERY == 0:
+            self.look()
+
+    @torch.compiler.disable
+    def look(self) -> None:
+        """Look at the losses that were noted last.
+
+        Raises:
+            FloatingPointError: One is not finite.
+        """
+        if self._newest is None:
+            return
+        (batch, report), self._newest = self._newest, None
         losses = {
             "discriminator": report.discriminator_loss,
             "generator": report.generator_loss,

@@ -22,12 +22,12 @@ from typing_extensions import override
 from lightning_decgan.gan.augment import AugmentSpec, get_augment
 from lightning_decgan.gan.checks import class_labels, count, image_batch, number, number_of_classes, separate_players
 from lightning_decgan.gan.ema import averaged_copy, update_average, warmed_up
-from lightning_decgan.gan.game import Game, Labels, full_precision
+from lightning_decgan.gan.game import Game, Labels
 from lightning_decgan.gan.independence import treats_samples_independently
 from lightning_decgan.gan.loss_watch import LossWatch
 from lightning_decgan.gan.losses import LossSpec, get_loss
-from lightning_decgan.gan.penalties import LazyPenalty, PenaltySpec
-from lightning_decgan.gan.sampling import evaluating, seeded
+from lightning_decgan.gan.penalties import LazyPenalty, PenaltySpec, lazy_penalties
+from lightning_decgan.gan.sampling import Sampling, evaluating, seeded
 from lightning_decgan.gan.step import StepReport, alternating_step, extragradient_step, simultaneous_step
 from lightning_decgan.optim import OptimisticAdam, get_optimizer
 
@@ -39,9 +39,6 @@ SchedulerFactory: TypeAlias = Callable[[Optimizer], LRScheduler]
 DEFAULT_OPTIMIZER: OptimizerFactory = functools.partial(OptimisticAdam, betas=(0.5, 0.9))
 """Optimistic Adam with the betas that are usual for GANs."""
 
-# Batches between two looks at the losses where looking waits for the device.
-_LOOK_EVERY = 50
-
 SCHEDULES = {
     "simultaneous": simultaneous_step,
     "alternating": alternating_step,
@@ -50,7 +47,7 @@ SCHEDULES = {
 """How the two players take turns within a batch."""
 
 
-class DecentralizedGANModule(LightningModule, Game):
+class DecentralizedGANModule(LightningModule, Game, Sampling):
     """A GAN whose two players move at once, by default with optimistic Adam, under whatever strategy the Trainer has.
 
     Override one method to change one thing: :meth:`discriminator_loss`, :meth:`generator_loss`, :meth:`penalty`,
@@ -88,7 +85,7 @@ class DecentralizedGANModule(LightningModule, Game):
         schedule: ``"simultaneous"``, ``"alternating"`` (the generator meets the discriminator after its step), or
             ``"extragradient"`` (two gradients a step; needs ``ExtraAdam`` or ``ExtraSGD``).
         terminate_on_nan: Stop with an error at a loss that is not finite, as none after it will be. Looked at after
-            each batch on the CPU; elsewhere, where looking waits for the device, after each 50th.
+            each batch on the CPU; elsewhere, where looking waits for the device, after each 50th and at validation.
         joint: Run the discriminator over real and generated images in one batch, and take both players' gradients from
             one backward through it; right where it treats samples independently. None finds out at the first batch.
 
@@ -179,7 +176,7 @@ class DecentralizedGANModule(LightningModule, Game):
         self.batches_seen = 0
         self._joint, self.joint = joint, bool(joint)
         self._watch = LossWatch() if terminate_on_nan else None
-        self._penalties = _penalties(penalty, self.penalty_weight, self.penalty_every_steps)
+        self._penalties = lazy_penalties(penalty, self.penalty_weight, self.penalty_every_steps)
         self._make_optimizer = make_optimizer
         self._make_scheduler = lr_scheduler
 
@@ -222,16 +219,6 @@ class DecentralizedGANModule(LightningModule, Game):
         critic = self.discriminator if plain else lambda images: self.judge(images, *labels)
         return torch.stack([penalty(critic, real, fake) for penalty in due]).sum() if due else None
 
-    def sample_latent(self, n: int) -> Tensor:
-        """Latents ``(n, latent_dim)`` from N(0, I), of the generator's dtype and device, from the global RNG."""
-        like = next(self.generator.parameters())
-        return torch.randn(n, self.latent_dim, device=like.device, dtype=like.dtype)
-
-    def sample_labels(self, n: int) -> Tensor:
-        """Classes ``(n,)`` to generate, drawn uniformly from the global RNG; for conditional generators only."""
-        assert self.num_classes is not None
-        return torch.randint(self.num_classes, (n,), device=self._sampling_device)
-
     def real_images(self, batch: Any) -> Tensor:
         """The real images ``(n, C, H, W)`` of a batch: the batch itself or the first element of a sequence."""
         return image_batch(batch)
@@ -247,51 +234,6 @@ class DecentralizedGANModule(LightningModule, Game):
     def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images ``(n, C, H, W)`` from latents, by the generator in training."""
         return self.generate(latent, labels)
-
-    @torch.no_grad()
-    def sample(
-        self, n: int, *, labels: Tensor | int | None = None, seed: int | None = None, ema: bool = True
-    ) -> Tensor:
-        """Generate images, in evaluation mode; the mode is put back afterwards.
-
-        Args:
-            n: How many.
-            labels: For a conditional generator: the classes ``(n,)``, or one class for all. None takes the classes in
-                turn, 0, 1, 2, ..., so that every class is drawn.
-            seed: Seed of the latents. The same seed gives the same latents on the same kind of device, and the global
-                random state stays untouched. None draws from the global random state.
-            ema: Use the averaged generator, where there is one.
-
-        Returns:
-            ``(n, C, H, W)`` in [-1, 1], on the module's device.
-
-        Raises:
-            ValueError: ``n`` is not a positive integer, or labels are given to a generator without classes, or are not
-                classes.
-        """
-        count("n", n)
-        with seeded(seed, self._sampling_device):
-            return self.render(self.sample_latent(n), labels=labels, ema=ema)
-
-    @torch.no_grad()
-    def render(self, latent: Tensor, *, labels: Tensor | int | None = None, ema: bool = True) -> Tensor:
-        """The images of latents, in evaluation mode; the mode is put back afterwards.
-
-        Args:
-            latent: ``(n, latent_dim)``.
-            labels: As in :meth:`sample`.
-            ema: Use the averaged generator, where there is one.
-
-        Returns:
-            ``(n, C, H, W)`` in [-1, 1], on the module's device.
-
-        Raises:
-            ValueError: The labels are not classes, or are given to a generator without any.
-        """
-        network = self.ema_generator if ema and self.ema_generator is not None else self.generator
-        asked = self._asked_labels(len(latent), labels)
-        with evaluating(network):
-            return full_precision(network(latent, *asked))
 
     # What Lightning calls
 
@@ -332,8 +274,8 @@ class DecentralizedGANModule(LightningModule, Game):
             for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
                 scheduler.step()
         self.batches_seen += 1
-        if self._watch is not None and (real.device.type == "cpu" or self.batches_seen % _LOOK_EVERY == 0):
-            self._watch.look(self.batches_seen, report)
+        if self._watch is not None:
+            self._watch.note(self.batches_seen, report)
         self._log("", report, len(real), prog_bar=True)
 
     @override
@@ -355,6 +297,14 @@ class DecentralizedGANModule(LightningModule, Game):
         self._log("val/", report, len(real), sync_dist=True)
 
     @override
+    def on_validation_start(self) -> None:
+        """Look at the losses before others judge the model, and before a good checkpoint gives way to a bad one."""
+        if self._watch is not None:
+            self._watch.look()
+
+    on_train_epoch_end = on_validation_start
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of batches, on which the players' turns depend."""
         checkpoint["batches_seen"] = self.batches_seen
@@ -372,33 +322,12 @@ class DecentralizedGANModule(LightningModule, Game):
         """The loss scaler of 16-bit mixed precision, None with any other precision."""
         return None if self._trainer is None else getattr(self._trainer.precision_plugin, "scaler", None)
 
-    @property
-    def _sampling_device(self) -> torch.device:
-        return next(self.generator.parameters()).device
-
     def _labels(self, batch: Any) -> Labels | None:
         """The classes of a batch's real images and those to generate, where the game is conditional."""
         if self.num_classes is None:
             return None
         real = self.real_labels(batch)
         return real, self.sample_labels(len(real))
-
-    def _asked_labels(self, n: int, labels: Tensor | int | None) -> tuple[Tensor, ...]:
-        if self.num_classes is None:
-            if labels is not None:
-                raise ValueError("labels must be None: the generator has no classes (num_classes)")
-            return ()
-        device = self._sampling_device
-        if labels is None:
-            return (torch.arange(n, device=device) % self.num_classes,)
-        asked = torch.full((n,), labels) if isinstance(labels, int) else torch.as_tensor(labels)
-        if (
-            asked.shape != (n,)
-            or asked.is_floating_point()
-            or not bool(((asked >= 0) & (asked < self.num_classes)).all())
-        ):
-            raise ValueError(f"labels must be {n} classes from 0 to {self.num_classes - 1}, found {labels!r}")
-        return (asked.to(device),)
 
     @torch.no_grad()
     def _may_be_joint(self, real: Tensor, latent: Tensor, labels: Labels | None) -> bool:
@@ -419,16 +348,3 @@ class DecentralizedGANModule(LightningModule, Game):
         for values, shown in ((losses, prog_bar), (others, False)):
             found = {prefix + name: value for name, value in values.items() if value is not None}
             self.log_dict(found, prog_bar=shown, batch_size=batch_size, **how)
-
-
-def _penalties(
-    penalty: PenaltySpec | Sequence[LazyPenalty], weight: float, every_steps: int
-) -> tuple[LazyPenalty, ...]:
-    if penalty is None:
-        return ()
-    if isinstance(penalty, Sequence) and not isinstance(penalty, str):
-        for one in penalty:
-            if not isinstance(one, LazyPenalty):
-                raise TypeError(f"penalty as a list must hold LazyPenalty objects, found {type(one).__name__}")
-        return tuple(penalty)
-    return (LazyPenalty(penalty, weight, every_steps),)

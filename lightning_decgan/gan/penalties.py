@@ -8,7 +8,7 @@ weights itself (the caller multiplies) and never sends a gradient into the gener
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,7 +17,18 @@ from torch import Tensor
 
 from lightning_decgan.gan.checks import count, number
 
-__all__ = ["PENALTIES", "Critic", "LazyPenalty", "Penalty", "PenaltySpec", "dragan", "get_penalty", "r1", "wgan_gp"]
+__all__ = [
+    "PENALTIES",
+    "Critic",
+    "LazyPenalty",
+    "Penalty",
+    "PenaltySpec",
+    "dragan",
+    "get_penalty",
+    "lazy_penalties",
+    "r1",
+    "wgan_gp",
+]
 
 Critic: TypeAlias = Callable[[Tensor], Tensor]
 """Images to logits: a discriminator, or one that augments or knows the images' classes."""
@@ -207,3 +218,30 @@ class LazyPenalty:
         penalty = get_penalty(self.penalty)
         assert penalty is not None
         return self.weight * self.every_steps * penalty(discriminator, real, fake)
+
+
+def lazy_penalties(
+    penalty: PenaltySpec | Sequence[LazyPenalty], weight: float, every_steps: int
+) -> tuple[LazyPenalty, ...]:
+    """What a user gave as a penalty, as a tuple of none, one or several.
+
+    Args:
+        penalty: None, a name, a callable, or a list of :class:`LazyPenalty`.
+        weight: Of a name or a callable.
+        every_steps: Of a name or a callable.
+
+    Raises:
+        TypeError: A list holds something else.
+
+    Example:
+        >>> [lazy.every_steps for lazy in lazy_penalties("r1", weight=1.0, every_steps=4)]
+        [4]
+    """
+    if penalty is None:
+        return ()
+    if isinstance(penalty, Sequence) and not isinstance(penalty, str):
+        for one in penalty:
+            if not isinstance(one, LazyPenalty):
+                raise TypeError(f"penalty as a list must hold LazyPenalty objects, found {type(one).__name__}")
+        return tuple(penalty)
+    return (LazyPenalty(penalty, weight, every_steps),)

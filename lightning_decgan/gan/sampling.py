@@ -1,7 +1,7 @@
-"""Two context managers for whoever samples from a network in the middle of its training.
+"""Drawing images from a generator, also in the middle of its training, without a trace in it.
 
-One puts the network into evaluation mode and back, the other makes random numbers from a seed without a trace in the
-global random state. Nothing here generates images or keeps anything.
+Two context managers put a network into evaluation mode and back, and make random numbers from a seed; the mix-in
+:class:`Sampling` draws latents, labels and images. Nothing here trains or knows of a discriminator.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["evaluating", "seeded"]
+from lightning_decgan.gan.checks import count
+from lightning_decgan.gan.game import full_precision
+
+__all__ = ["Sampling", "evaluating", "seeded"]
 
 
 @contextmanager
@@ -62,3 +65,95 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every device
             getattr(torch, device.type).manual_seed(seed)
             yield
+
+
+class Sampling:
+    """What one can draw from a module that has a generator.
+
+    Attributes:
+        generator: The generator in training.
+        ema_generator: Its average or None.
+        latent_dim: Length of a latent vector.
+        num_classes: Of a conditional generator, else None.
+    """
+
+    generator: nn.Module
+    ema_generator: nn.Module | None
+    latent_dim: int
+    num_classes: int | None
+
+    def sample_latent(self, n: int) -> Tensor:
+        """Latents ``(n, latent_dim)`` from N(0, I), of the generator's dtype and device, from the global RNG."""
+        like = next(self.generator.parameters())
+        return torch.randn(n, self.latent_dim, device=like.device, dtype=like.dtype)
+
+    def sample_labels(self, n: int) -> Tensor:
+        """Classes ``(n,)`` to generate, drawn uniformly from the global RNG; for conditional generators only."""
+        assert self.num_classes is not None
+        return torch.randint(self.num_classes, (n,), device=self._sampling_device)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, *, labels: Tensor | int | None = None, seed: int | None = None, ema: bool = True
+    ) -> Tensor:
+        """Generate images, in evaluation mode; the mode is put back afterwards.
+
+        Args:
+            n: How many.
+            labels: For a conditional generator: the classes ``(n,)``, or one class for all. None takes the classes in
+                turn, 0, 1, 2, ..., so that every class is drawn.
+            seed: Seed of the latents. The same seed gives the same latents on the same kind of device, and the global
+                random state stays untouched. None draws from the global random state.
+            ema: Use the averaged generator, where there is one.
+
+        Returns:
+            ``(n, C, H, W)`` in [-1, 1], on the module's device.
+
+        Raises:
+            ValueError: ``n`` is not a positive integer, or labels are given to a generator without classes, or are not
+                classes.
+        """
+        count("n", n)
+        with seeded(seed, self._sampling_device):
+            return self.render(self.sample_latent(n), labels=labels, ema=ema)
+
+    @torch.no_grad()
+    def render(self, latent: Tensor, *, labels: Tensor | int | None = None, ema: bool = True) -> Tensor:
+        """The images of latents, in evaluation mode; the mode is put back afterwards.
+
+        Args:
+            latent: ``(n, latent_dim)``.
+            labels: As in :meth:`sample`.
+            ema: Use the averaged generator, where there is one.
+
+        Returns:
+            ``(n, C, H, W)`` in [-1, 1], on the module's device.
+
+        Raises:
+            ValueError: The labels are not classes, or are given to a generator without any.
+        """
+        network = self.ema_generator if ema and self.ema_generator is not None else self.generator
+        asked = self._asked_labels(len(latent), labels)
+        with evaluating(network):
+            return full_precision(network(latent, *asked))
+
+    @property
+    def _sampling_device(self) -> torch.device:
+        return next(self.generator.parameters()).device
+
+    def _asked_labels(self, n: int, labels: Tensor | int | None) -> tuple[Tensor, ...]:
+        if self.num_classes is None:
+            if labels is not None:
+                raise ValueError("labels must be None: the generator has no classes (num_classes)")
+            return ()
+        device = self._sampling_device
+        if labels is None:
+            return (torch.arange(n, device=device) % self.num_classes,)
+        asked = torch.full((n,), labels) if isinstance(labels, int) else torch.as_tensor(labels)
+        if (
+            asked.shape != (n,)
+            or asked.is_floating_point()
+            or not bool(((asked >= 0) & (asked < self.num_classes)).all())
+        ):
+            raise ValueError(f"labels must be {n} classes from 0 to {self.num_classes - 1}, found {labels!r}")
+        return (asked.to(device),)

@@ -9,12 +9,14 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, DecentralizedGANModule
 from lightning_decgan.gan.ema import averaged_copy, update_average, warmed_up
+from lightning_decgan.gan.loss_watch import LossWatch
 from lightning_decgan.gan.losses import Wasserstein
 from lightning_decgan.gan.penalties import LazyPenalty, r1
 from lightning_decgan.optim import OptimisticAdam
@@ -415,6 +417,23 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_is_named(tmp_path, play
     gan = make(Fails, terminate_on_nan=False)
     fit(gan, tmp_path)
     assert gan.batches_seen == 4
+
+
+@pytest.mark.parametrize("every_batch", [True, False])
+def test_a_good_checkpoint_does_not_give_way_to_one_after_a_loss_that_is_not_finite(tmp_path, monkeypatch, every_batch):
+    class Fails(DecentralizedGANModule):
+        def discriminator_loss(self, real_logits, fake_logits):
+            loss = super().discriminator_loss(real_logits, fake_logits)
+            return loss * torch.nan if self.training and self.batches_seen == 5 else loss
+
+    if not every_batch:  # as where looking waits for a device
+        monkeypatch.setattr(LossWatch, "note", lambda watch, *newest: setattr(watch, "_newest", newest))
+    checkpoint = ModelCheckpoint(tmp_path, save_top_k=0, save_last=True)
+    with pytest.raises(FloatingPointError, match=r"the discriminator's loss is nan after batch [68];"):
+        fit(make(Fails), tmp_path, max_epochs=3, callbacks=[checkpoint], enable_checkpointing=True)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert 0 < kept["batches_seen"] <= 5
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
 # Samples

@@ -1,0 +1,102 @@
+"""benchmarks/gan_quality.py, gan_step.py and crew.py: forms, tables, pictures, and workers that answer or fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing import ProcessRaisedException
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.append(str(BENCHMARKS))  # they are scripts: they import each other by bare names
+
+import crew  # noqa: E402
+import gan_quality  # noqa: E402
+import gan_step  # noqa: E402
+
+
+def answer(form: str, seed: int) -> dict[str, Any]:
+    """What a worker of these tests does for a run; at the top level, so that it can be sent to it."""
+    if form == "fails":
+        raise RuntimeError(f"seed {seed} cannot be had")
+    return {"answer": 10 * seed + int(os.environ["RANK"])}
+
+
+@pytest.mark.processes
+def test_a_crew_answers_run_after_run_in_the_order_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(BENCHMARKS), *sys.path]))
+    found = [answers for answers, _ in crew.go_through([(1, "a"), (2, "b")], answer, workers=2)]
+    assert [[(one["form"], one["rank"], one["answer"]) for one in answers] for answers in found] == [
+        [("a", 0, 10), ("a", 1, 11)],
+        [("b", 0, 20), ("b", 1, 21)],
+    ]
+
+
+@pytest.mark.processes
+def test_a_crews_error_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(BENCHMARKS), *sys.path]))
+    with pytest.raises(ProcessRaisedException, match="seed 3 cannot be had"):
+        list(crew.go_through([(3, "fails")], answer, workers=1))
+
+
+def runs() -> list[dict[str, Any]]:
+    """Two seeds of two forms, as the workers tell of them."""
+    return [
+        {
+            "form": form,
+            "seed": seed,
+            "history": [
+                {"step": step, "seconds": 0.1 * step, "score": score / step, "distance": 0.01} for step in (10, 20)
+            ],
+            "own_scores": [score / 20, score / 10],
+            "classes": [0.04, *[0.96 / 9] * 9],
+            "grids": [torch.randint(0, 256, (40, 1, 28, 28)).tolist()] * 2,
+        }
+        for seed in (0, 1)
+        for form, score in ((gan_quality.REFERENCE, 100 + seed), ("ring", 110 + seed))
+    ]
+
+
+def test_the_table_compares_means_over_seeds_with_ddp() -> None:
+    text = gan_quality.table(runs())
+    reference, ring = [line for line in text.splitlines() if line.startswith(("| DDP", "| ring"))]
+    assert "5.03 ± 0.04" in reference
+    assert "+0.0%" in reference
+    assert "+10.0%" in ring, "110.5 / 100.5"
+    assert "4.0%" in ring, "its rarest class"
+
+
+def test_curves_and_a_grid_for_each_form_are_drawn(tmp_path: Path) -> None:
+    gan_quality.draw(runs(), tmp_path / "quality.png", images_a_step=64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "quality.png",
+        "quality_DDP_optimistic_Adam.png",
+        "quality_ring.png",
+    ]
+
+
+@pytest.mark.parametrize("name", gan_quality.FORMS)
+def test_every_form_has_the_same_networks_from_the_same_weights(name: str) -> None:
+    torch.manual_seed(0)
+    expected = nn.utils.parameters_to_vector(gan_quality.make_module(gan_quality.Form()).parameters())
+    torch.manual_seed(0)
+    module = gan_quality.make_module(gan_quality.FORMS[name])
+    assert torch.equal(nn.utils.parameters_to_vector(module.parameters()), expected)
+
+
+def test_steps_are_measured_in_turns_and_compared_with_the_usual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--networks", "dcgan_28", "--batch", "4", "--steps", "1", "--blocks", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gan_step.py", *words])
+    gan_step.main()
+    results = json.loads((tmp_path / "gan_step.json").read_text())["results"]["dcgan_28"]
+    assert set(results) == set(gan_step.FORMS)
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in results.values())
+    assert "| usual" in (tmp_path / "gan_step.md").read_text().replace("dcgan_28 | ", "| ")
