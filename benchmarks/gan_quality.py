@@ -47,7 +47,7 @@ REFERENCE = "DDP, optimistic Adam"
 EVALUATIONS = 6
 BATCH = 16
 REAL_IMAGES = 4992
-"""Of the 10,000 test images: what all workers' batches make up evenly; the other half would cost as much again."""
+"""Of the 5,000 validation images: as many as the workers' batches make up evenly."""
 CLASSIFIED = 10_000
 """Samples of the consensus that are sorted into classes; a multiple of how many are drawn at a time."""
 _AT_A_TIME = 250

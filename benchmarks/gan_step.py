@@ -20,22 +20,53 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from recording import RESULTS, machine_line, markdown_table, save_results
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, Game, alternating_step, get_loss, simultaneous_step
+from lightning_decgan.gan import (
+    DCGANDiscriminator,
+    DCGANGenerator,
+    Game,
+    ResNetDiscriminator,
+    ResNetGenerator,
+    SAGANDiscriminator,
+    SAGANGenerator,
+    alternating_step,
+    get_loss,
+    simultaneous_step,
+)
 from lightning_decgan.optim import OptimisticAdam
 
-# Image channels, size and width: presets for two cores, and one in the size of its paper.
-NETWORKS: dict[str, dict[str, Any]] = {
-    "dcgan_28": {"channels": 1, "image_size": 28, "width": 32},
-    "dcgan_32": {"channels": 3, "image_size": 32, "width": 32},
-    "dcgan_64": {"channels": 3, "image_size": 64, "width": 128},
+# Presets for two cores, and two in the sizes of their papers.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module]]] = {
+    "dcgan_28": (partial(DCGANGenerator, image_size=28), partial(DCGANDiscriminator, image_size=28)),
+    "dcgan_28_spectral": (
+        partial(DCGANGenerator, image_size=28),
+        partial(DCGANDiscriminator, image_size=28, spectral_norm=True),
+    ),
+    "dcgan_32": (
+        partial(DCGANGenerator, channels=3, image_size=32),
+        partial(DCGANDiscriminator, channels=3, image_size=32),
+    ),
+    "resnet_32_spectral": (
+        partial(ResNetGenerator, width=32),
+        partial(ResNetDiscriminator, width=32, norm="spectral"),
+    ),
+    "sagan_32": (
+        partial(SAGANGenerator, image_size=32, width=32),
+        partial(SAGANDiscriminator, image_size=32, width=32),
+    ),
+    "dcgan_64": (
+        partial(DCGANGenerator, channels=3, image_size=64, width=128),
+        partial(DCGANDiscriminator, channels=3, image_size=64, width=128),
+    ),
+    "resnet_32_published": (partial(ResNetGenerator, width=256), partial(ResNetDiscriminator, norm="spectral")),
 }
+SMALL = ("dcgan_28", "dcgan_28_spectral", "dcgan_32", "resnet_32_spectral", "sagan_32")
 USUAL = "usual"
 
 
@@ -44,18 +75,18 @@ class Step(Game):
 
     def __init__(self, network: str, arguments: argparse.Namespace, joint: bool) -> None:
         torch.manual_seed(0)
-        settings, device = NETWORKS[network], torch.device(arguments.device)
-        self.generator = DCGANGenerator(latent_dim=64, **settings).to(device)
-        self.discriminator = DCGANDiscriminator(**settings, spectral_norm=arguments.spectral_norm).to(device)
+        device = torch.device(arguments.device)
+        self.generator, self.discriminator = (make().to(device) for make in NETWORKS[network])
         self.loss = get_loss(arguments.loss)
         self.joint = joint
         self.optimizers = [
             OptimisticAdam(player.parameters(), lr=2e-4, betas=(0.5, 0.9))
             for player in (self.discriminator, self.generator)
         ]
-        size = settings["image_size"]
-        self.real = torch.rand(arguments.batch, settings["channels"], size, size, device=device) * 2 - 1
-        self.latent = torch.randn(arguments.batch, 64, device=device)
+        latent_dim: int = self.generator.latent_dim  # type: ignore[assignment]
+        self.latent = torch.randn(arguments.batch, latent_dim, device=device)
+        with torch.no_grad():
+            self.real = torch.rand_like(self.generator(self.latent)) * 2 - 1
 
     def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """What `--loss` says."""
@@ -126,9 +157,8 @@ def row(network: str, form: str, rates: dict[str, list[float]]) -> list[str]:
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["dcgan_28", "dcgan_32"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=SMALL)
     parser.add_argument("--loss", default="non_saturating")
-    parser.add_argument("--spectral-norm", action="store_true", help="in the discriminator")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=5, help="of a form in a block")
     parser.add_argument("--blocks", type=int, default=10)

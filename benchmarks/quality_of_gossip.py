@@ -49,16 +49,17 @@ class Form:
 
 
 LOCAL_STEPS = 8
+ONE_PEER = {"topology": "one_peer_exponential"}
+ONE_PEER_RANK_1 = {**ONE_PEER, "compression": PowerGossip(rank=1)}
 FORMS: dict[str, Form] = {
     REFERENCE: Form(None),
     "no communication": Form({"gossip_every": 10**9}),
     "ring": Form({}),
     "ring, exact order": Form({"overlap": False}),
     "ring, 3 rounds": Form({"rounds": 3}),
-    "one_peer_exponential": Form({"topology": "one_peer_exponential"}),
+    "one peer": Form(ONE_PEER),
     "random_matching": Form({"topology": "random_matching"}),
     "exponential": Form({"topology": "exponential"}),
-    "complete": Form({"topology": "complete"}),
     "complete, exact order": Form({"topology": "complete", "overlap": False}),
     "ring, max_delay=1, 1 late": Form({"max_delay": 1}, late_steps=1),
     "ring, max_delay=4, 4 late": Form({"max_delay": 4}, late_steps=4),
@@ -68,10 +69,15 @@ FORMS: dict[str, Form] = {
     "ring, bfloat16": Form({"compression": "bfloat16"}),
     "ring, int8": Form({"compression": "int8"}),
     "ring, PowerGossip(1)": Form({"compression": PowerGossip(rank=1)}),
-    "ring, PowerGossip(2)": Form({"compression": PowerGossip(rank=2)}),
     "ring, RandomSubset(0.1)": Form({"compression": RandomSubset(fraction=0.1)}),
-    "one_peer_exponential, PowerGossip(1)": Form(
-        {"topology": "one_peer_exponential", "compression": PowerGossip(rank=1)}
+    "one peer, PowerGossip(1)": Form(ONE_PEER_RANK_1),
+    "one peer, 4 late": Form({**ONE_PEER, "max_delay": None}, late_steps=4),
+    "one peer, PowerGossip(1), 1 late": Form({**ONE_PEER_RANK_1, "max_delay": None}, late_steps=1),
+    "one peer, PowerGossip(1), every 2, 1 late": Form(
+        {**ONE_PEER_RANK_1, "max_delay": None, "gossip_every": 2}, late_steps=1
+    ),
+    "one peer, PowerGossip(1), every 8, 1 late": Form(
+        {**ONE_PEER_RANK_1, "max_delay": None, "gossip_every": LOCAL_STEPS}, late_steps=1
     ),
     "ring, every 8": Form({"gossip_every": LOCAL_STEPS}),
     "ring, every 8, OuterNesterov(0.7, 0.9)": Form({"gossip_every": LOCAL_STEPS, "outer": OuterNesterov(0.7, 0.9)}),
@@ -81,20 +87,26 @@ GAN_FORMS = [
     REFERENCE,
     "no communication",
     "ring",
-    "one_peer_exponential",
+    "one peer",
     "ring, max_delay=None, 4 late",
     "ring, bfloat16",
     "ring, int8",
     "ring, PowerGossip(1)",
     "ring, RandomSubset(0.1)",
-    "ring, every 8, OuterNesterov(0.7, 0.9)",
+    "one peer, 4 late",
+    "one peer, PowerGossip(1)",
+    "one peer, PowerGossip(1), 1 late",
+    "one peer, PowerGossip(1), every 2, 1 late",
+    "one peer, PowerGossip(1), every 8, 1 late",
     "ring, every 8, OuterNesterov(0.7, 0.5)",
 ]
 ADAM_FORMS = [
     REFERENCE,
     "complete, exact order",
     "ring",
-    "one_peer_exponential",
+    "one peer",
+    "one peer, PowerGossip(1), 1 late",
+    "one peer, PowerGossip(1), every 8, 1 late",
     "ring, max_delay=None, 4 late",
     "ring, every 8, OuterNesterov(0.7, 0.9)",
     "ring, every 8, OuterNesterov(0.7, 0.5)",

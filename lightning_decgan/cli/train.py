@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,7 @@ def train(config: DictConfig) -> dict[str, Any] | None:
             if interrupted:
                 raise KeyboardInterrupt from error
             raise
-    if (run_dir / METRICS).is_file():
+    with suppress(UsageError):  # a run that has logged nothing has no curves
         draw_curves(read_metrics(run_dir / METRICS), run_dir / "curves.png", title=run_dir.resolve().name)
     summary_path = _summary_path(trainer)
     summary = json.loads(summary_path.read_text()) if summary_path is not None and summary_path.is_file() else None

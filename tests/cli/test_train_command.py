@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_decgan.cli.main import main
+
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -98,6 +100,8 @@ def test_the_last_words_are_where_the_results_are_and_how_good(run):
     lines = result.stdout.strip().splitlines()
     assert lines[-1] == f"summary:    {run_folder(folder) / 'summary.json'}"
     assert f"samples:    {run_folder(folder) / 'samples' / 'step-000004-consensus.png'}" in lines
+    assert f"best:       {run_folder(folder) / 'checkpoints' / 'best.ckpt'}" in lines
+    assert f"curves:     {run_folder(folder) / 'curves.png'}" in lines
     assert any(
         line.startswith("frechet_distance (features: digits_cnn): ") and " before, " in line and " after" in line
         for line in lines
@@ -115,6 +119,27 @@ def test_a_run_goes_on_from_its_checkpoint_and_the_checkpoint_unpickles_nothing(
     before, after = summary_of(run_folder(run[0])), summary_of(run_folder(tmp_path))
     assert (after["steps"], after["images_seen"]) == (6, 2 * 6 * 8)
     assert after["scores_before"] == before["scores_before"]
+
+
+@pytest.mark.processes
+def test_the_best_checkpoint_is_that_of_the_best_score(run):
+    folder = run_folder(run[0])
+    kept = {name: torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("best", "last")}
+    with (folder / "csv" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["fidelity/digits_cnn/frechet_distance"]]
+    best = min(rows[1:], key=lambda row: float(row["fidelity/digits_cnn/frechet_distance"]))  # the first: untrained
+    assert kept["best"]["batches_seen"] == int(best["step"]) + 1
+    assert kept["last"]["batches_seen"] == 4
+    assert (folder / "checkpoints" / "best.ckpt.workers").is_dir()
+
+
+@pytest.mark.processes
+def test_the_workers_of_a_run_are_drawn_side_by_side(run, capsys, tmp_path):
+    checkpoint = run_folder(run[0]) / "checkpoints" / "last.ckpt"
+    assert main(["sample", str(checkpoint), "--per-worker", "-o", str(tmp_path / "workers.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["worker 0", "worker 1"]
+    assert all(0 < float(line.split()[2]) < 1 for line in lines[:2]), "near each other, and not the same"
 
 
 @pytest.mark.processes
