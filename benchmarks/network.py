@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import json
 import os
 import sys
 from pathlib import Path
@@ -66,7 +67,11 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def measure_run(name: str, workers: int, load: str, arguments: argparse.Namespace, log: Any) -> dict[str, Any]:
-    """All forms on one network with one load, one after another; those without communication again at the end."""
+    """All forms on one network with one load, one after another; those without communication again at the end.
+
+    What has been measured so far stands in `network_unfinished.json` meanwhile.
+    """
+    unfinished = arguments.output / "network_unfinished.json"
     network = NETWORKS[name]
     run: dict[str, Any] = {
         "network": name, "mbit": network.mbit, "delay_ms": network.delay_ms, "workers": workers, "load": load,
@@ -101,6 +106,8 @@ def measure_run(name: str, workers: int, load: str, arguments: argparse.Namespac
                 row["error"] = str(error)
                 _show(title, str(error)[:100], last=True)
             run["rows"].append(row)
+            unfinished.write_text(json.dumps(run))
+    unfinished.unlink()
     return run
 
 
@@ -133,7 +140,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; what was measured before stands in the output folder", file=sys.stderr)
+        print("\nstopped; what was measured stands in the output folder", file=sys.stderr)
         return 130
     return 0
 
