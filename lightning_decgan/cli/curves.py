@@ -27,6 +27,9 @@ _SMOOTHED_SHARE = 0.05
 
 _LEAST_POINTS_TO_SMOOTH = 60
 
+_LARGE_FALL = 30
+"""A distance that falls by more than this factor is drawn on a logarithmic scale."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `decgan curves`."""
@@ -174,6 +177,8 @@ def draw_curves(series: dict[str, Series], path: Path, title: str = "") -> Path:
 
 
 def _panel(axis: Axes, title: str, curves: dict[str, Series]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     from lightning_decgan.cli.pictures import INK, MUTED
 
     for number, (name, (steps, values)) in enumerate(curves.items()):
@@ -184,8 +189,12 @@ def _panel(axis: Axes, title: str, curves: dict[str, Series]) -> None:
             axis.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
             axis.plot(steps, running_mean(values, int(_SMOOTHED_SHARE * len(values))), **how)
     everything = [value for _, values in curves.values() for value in values]
-    if "distance" in title and min(everything) > 0:
+    if "distance" in title and 0 < _LARGE_FALL * min(everything) < max(everything):
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlim(left=0)
     axis.set_title(title, fontsize=10, color=INK)
     axis.set_xlabel("step", fontsize=8, color=MUTED)
     axis.tick_params(labelsize=8, colors=MUTED)
