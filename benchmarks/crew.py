@@ -97,15 +97,16 @@ def go_through(
         _work, (workers, place, runs, train, results), nprocs=workers, join=False, start_method="spawn"
     )
     started = time.perf_counter()
-    for number in range(1, len(runs) + 1):
-        answers: list[dict[str, Any]] = []
-        while len(answers) < workers:
+    answers: list[list[dict[str, Any]]] = [[] for _ in runs]  # a quick worker may be a run ahead of the others
+    for number in range(len(runs)):
+        while len(answers[number]) < workers:
             try:
-                answers.append(results.get(timeout=1.0))
+                of, answer = results.get(timeout=1.0)
+                answers[of].append(answer)
             except queue.Empty:
                 context.join(timeout=0)  # raises what a worker raised
-        left = (time.perf_counter() - started) / number * (len(runs) - number)
-        yield sorted(answers, key=lambda answer: answer["rank"]), left / 60
+        left = (time.perf_counter() - started) / (number + 1) * (len(runs) - number - 1)
+        yield sorted(answers[number], key=lambda answer: answer["rank"]), left / 60
     while not context.join():
         pass
 
@@ -116,7 +117,7 @@ def _work(rank: int, workers: int, place: Place, runs: Sequence[tuple[int, str]]
     warnings.filterwarnings("ignore", module="lightning")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for seed, form in runs:
+    for number, (seed, form) in enumerate(runs):
         started = time.perf_counter()
-        answer = train(form, seed)
-        results.put({"rank": rank, "form": form, "seed": seed, **answer, "seconds": time.perf_counter() - started})
+        answer = {"rank": rank, "form": form, "seed": seed, **train(form, seed)}
+        results.put((number, {**answer, "seconds": time.perf_counter() - started}))

@@ -1,6 +1,7 @@
-"""Callbacks for anyone's Trainer: sample grids, gossip, fidelity, class histograms, summary, batches, faults."""
+"""Callbacks for anyone's Trainer: sample grids, gossip, scores, best checkpoint, histograms, summary, batches, faults."""
 
 from lightning_decgan.callbacks.batches import BatchProgressBar, StopAfterBatches, training_batches
+from lightning_decgan.callbacks.best_checkpoint import BestCheckpoint
 from lightning_decgan.callbacks.class_histogram import ClassHistogram
 from lightning_decgan.callbacks.fault_injector import BadParameters, BadPayload, Delay, FaultInjector, Freeze, Kill
 from lightning_decgan.callbacks.fidelity import FidelityCallback, images_of
@@ -12,6 +13,7 @@ __all__ = [
     "BadParameters",
     "BadPayload",
     "BatchProgressBar",
+    "BestCheckpoint",
     "ClassHistogram",
     "Delay",
     "FaultInjector",

@@ -256,6 +256,25 @@ def test_a_run_that_is_asked_to_end_takes_its_workers_with_it(start_decgan, tmp_
     assert (summary["status"], summary["workers"]) == ("failed", 2)
 
 
+@pytest.mark.processes
+def test_a_run_that_is_killed_leaves_the_checkpoint_of_its_last_validation(start_decgan, tmp_path):
+    words = ("steps=1000000", "validate_every_steps=5", "~callbacks.fidelity", "~callbacks.progress_bar")
+    with start_decgan("train", "debug=default", *words, cwd=tmp_path) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not list(tmp_path.glob("outputs/*/*/samples/step-000010-*.png")):
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            process.terminate()
+            process.wait(60)
+        finally:
+            process.kill()
+    kept = run_folder(tmp_path) / "checkpoints" / "last.ckpt"
+    assert torch.load(kept, weights_only=True)["batches_seen"] >= 5
+    assert [path.name for path in kept.parent.glob("*.ckpt")] == ["last.ckpt"], "no scores, no best one"
+
+
 def test_options_of_ones_own_are_found_in_a_folder_of_ones_own(decgan, tmp_path):
     mine = tmp_path / "mine" / "topology"
     mine.mkdir(parents=True)

@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_decgan.callbacks import (
     BatchProgressBar,
+    BestCheckpoint,
     FidelityCallback,
     RunSummary,
     StopAfterBatches,
@@ -159,7 +160,7 @@ def test_real_images_that_are_kept_give_the_same_scores_and_are_seen_once(tmp_pa
 
 def test_a_score_can_be_watched_by_its_short_name_and_the_best_checkpoint_is_kept(tmp_path):
     score = FidelityCallback(features(), samples=40, kernel_subset_size=16)
-    best = ModelCheckpoint(tmp_path, "best", monitor="frechet_distance", mode="min", enable_version_counter=False)
+    best = BestCheckpoint(tmp_path)
     stopping = EarlyStopping("frechet_distance", mode="min", patience=1, min_delta=1e9)
     trainer = fit(tmp_path, Toy(), steps=30, callbacks=[score, best, stopping], enable_checkpointing=True)
     assert [entry["step"] for entry in score.history] == [0, 3, 6], "nothing is better by a billion: stopped"
@@ -168,6 +169,11 @@ def test_a_score_can_be_watched_by_its_short_name_and_the_best_checkpoint_is_kep
     assert float(best.best_model_score) == pytest.approx(min(distances))
     assert "frechet_distance" in trainer.callback_metrics
     assert "frechet_distance" not in trainer.logged_metrics, "in files a score goes with the name of its features"
+
+
+def test_without_scores_there_is_no_best_checkpoint_and_no_error(tmp_path):
+    fit(tmp_path, Toy(), callbacks=[BestCheckpoint(tmp_path)], enable_checkpointing=True)
+    assert not list(tmp_path.glob("*.ckpt"))
 
 
 def test_scoring_does_not_change_the_training(tmp_path):
