@@ -49,56 +49,49 @@ class Form:
 
 
 LOCAL_STEPS = 8
-ONE_PEER = {"topology": "one_peer_exponential"}
-ONE_PEER_RANK_1 = {**ONE_PEER, "compression": PowerGossip(rank=1)}
+RANK_1 = {"compression": PowerGossip(rank=1)}
 FORMS: dict[str, Form] = {
     REFERENCE: Form(None),
     "no communication": Form({"gossip_every": 10**9}),
-    "ring": Form({}),
-    "ring, exact order": Form({"overlap": False}),
-    "ring, 3 rounds": Form({"rounds": 3}),
-    "one peer": Form(ONE_PEER),
+    "one peer": Form({}),  # the default topology, one-peer exponential
+    "ring": Form({"topology": "ring"}),
+    "one peer, exact order": Form({"overlap": False}),
+    "one peer, 3 rounds": Form({"rounds": 3}),
     "random_matching": Form({"topology": "random_matching"}),
     "exponential": Form({"topology": "exponential"}),
     "complete, exact order": Form({"topology": "complete", "overlap": False}),
-    "ring, max_delay=1, 1 late": Form({"max_delay": 1}, late_steps=1),
-    "ring, max_delay=4, 4 late": Form({"max_delay": 4}, late_steps=4),
-    "ring, max_delay=None, in time": Form({"max_delay": None}),
-    "ring, max_delay=None, 4 late": Form({"max_delay": None}, late_steps=4),
-    "ring, max_delay=None, 16 late": Form({"max_delay": None}, late_steps=16),
-    "ring, bfloat16": Form({"compression": "bfloat16"}),
-    "ring, int8": Form({"compression": "int8"}),
-    "ring, PowerGossip(1)": Form({"compression": PowerGossip(rank=1)}),
-    "ring, RandomSubset(0.1)": Form({"compression": RandomSubset(fraction=0.1)}),
-    "one peer, PowerGossip(1)": Form(ONE_PEER_RANK_1),
-    "one peer, 4 late": Form({**ONE_PEER, "max_delay": None}, late_steps=4),
-    "one peer, PowerGossip(1), 1 late": Form({**ONE_PEER_RANK_1, "max_delay": None}, late_steps=1),
-    "one peer, PowerGossip(1), every 2, 1 late": Form(
-        {**ONE_PEER_RANK_1, "max_delay": None, "gossip_every": 2}, late_steps=1
-    ),
+    "one peer, max_delay=1, 1 late": Form({"max_delay": 1}, late_steps=1),
+    "one peer, max_delay=4, 4 late": Form({"max_delay": 4}, late_steps=4),
+    "one peer, max_delay=None, in time": Form({"max_delay": None}),
+    "one peer, max_delay=None, 4 late": Form({"max_delay": None}, late_steps=4),
+    "one peer, max_delay=None, 16 late": Form({"max_delay": None}, late_steps=16),
+    "one peer, bfloat16": Form({"compression": "bfloat16"}),
+    "one peer, int8": Form({"compression": "int8"}),
+    "one peer, RandomSubset(0.1)": Form({"compression": RandomSubset(fraction=0.1)}),
+    "one peer, PowerGossip(1)": Form(RANK_1),
+    "one peer, PowerGossip(1), 1 late": Form({**RANK_1, "max_delay": None}, late_steps=1),
+    "one peer, PowerGossip(1), every 2, 1 late": Form({**RANK_1, "max_delay": None, "gossip_every": 2}, late_steps=1),
     "one peer, PowerGossip(1), every 8, 1 late": Form(
-        {**ONE_PEER_RANK_1, "max_delay": None, "gossip_every": LOCAL_STEPS}, late_steps=1
+        {**RANK_1, "max_delay": None, "gossip_every": LOCAL_STEPS}, late_steps=1
     ),
-    "ring, every 8": Form({"gossip_every": LOCAL_STEPS}),
-    "ring, every 8, OuterNesterov(0.7, 0.9)": Form({"gossip_every": LOCAL_STEPS, "outer": OuterNesterov(0.7, 0.9)}),
-    "ring, every 8, OuterNesterov(0.7, 0.5)": Form({"gossip_every": LOCAL_STEPS, "outer": OuterNesterov(0.7, 0.5)}),
+    "one peer, every 8": Form({"gossip_every": LOCAL_STEPS}),
+    "one peer, every 8, OuterNesterov(0.7, 0.9)": Form({"gossip_every": LOCAL_STEPS, "outer": OuterNesterov(0.7, 0.9)}),
+    "one peer, every 8, OuterNesterov(0.7, 0.5)": Form({"gossip_every": LOCAL_STEPS, "outer": OuterNesterov(0.7, 0.5)}),
 }
 GAN_FORMS = [
     REFERENCE,
     "no communication",
     "ring",
     "one peer",
-    "ring, max_delay=None, 4 late",
-    "ring, bfloat16",
-    "ring, int8",
-    "ring, PowerGossip(1)",
-    "ring, RandomSubset(0.1)",
-    "one peer, 4 late",
+    "one peer, max_delay=None, 4 late",
+    "one peer, bfloat16",
+    "one peer, int8",
     "one peer, PowerGossip(1)",
+    "one peer, RandomSubset(0.1)",
     "one peer, PowerGossip(1), 1 late",
     "one peer, PowerGossip(1), every 2, 1 late",
     "one peer, PowerGossip(1), every 8, 1 late",
-    "ring, every 8, OuterNesterov(0.7, 0.5)",
+    "one peer, every 8, OuterNesterov(0.7, 0.5)",
 ]
 ADAM_FORMS = [
     REFERENCE,
@@ -107,9 +100,9 @@ ADAM_FORMS = [
     "one peer",
     "one peer, PowerGossip(1), 1 late",
     "one peer, PowerGossip(1), every 8, 1 late",
-    "ring, max_delay=None, 4 late",
-    "ring, every 8, OuterNesterov(0.7, 0.9)",
-    "ring, every 8, OuterNesterov(0.7, 0.5)",
+    "one peer, max_delay=None, 4 late",
+    "one peer, every 8, OuterNesterov(0.7, 0.9)",
+    "one peer, every 8, OuterNesterov(0.7, 0.5)",
 ]
 DEFAULT_FORMS = {"classifier": list(FORMS), "classifier_adamw": ADAM_FORMS, "gan": GAN_FORMS}
 EVALUATIONS = 4

@@ -1,4 +1,4 @@
-"""Callbacks for anyone's Trainer: sample grids, gossip, scores, best checkpoint, histograms, summary, batches, faults."""
+"""Callbacks for anyone's Trainer: sample grids, gossip, scores, best checkpoint, histograms, summary, faults."""
 
 from lightning_decgan.callbacks.batches import BatchProgressBar, StopAfterBatches, training_batches
 from lightning_decgan.callbacks.best_checkpoint import BestCheckpoint
