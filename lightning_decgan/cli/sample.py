@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_decgan.cli.errors import UsageError, one_line
 
@@ -110,8 +110,9 @@ def draw(
     from lightning_decgan.callbacks.sample_grid import undisturbed
 
     sizes = [min(batch_size, n - first) for first in range(0, n, batch_size)]
+    how: dict[str, Any] = {"ema": ema} if labels is None else {"ema": ema, "labels": labels}
     with undisturbed(model, seed, model.device):
-        return torch.cat([model.sample(size, ema=ema, labels=labels) for size in sizes])
+        return torch.cat([model.sample(size, **how) for size in sizes])
 
 
 def distance_from(consensus: Tensor, own: Tensor) -> float:
