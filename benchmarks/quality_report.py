@@ -75,9 +75,11 @@ def table(runs: Sequence[dict[str, Any]], task: Task) -> str:
             cells += ["" if math.isnan(in_spreads) else f"{in_spreads:+.1f}", verdict]
         distances = [entry["distance"] for run in runs if run["form"] == form for entry in run["history"]]
         cells.append(f"{100 * statistics.mean(distances):.2g} %")
+        apart = [entry["neighbors"] for run in runs if run["form"] == form for entry in run["history"]]
+        cells.append(f"{100 * statistics.mean(apart):.2g} %")
         cells.append(lateness([run["late_steps"] for run in runs if run["form"] == form]))
         rows.append(cells)
-    return markdown_table([*heading, "distance", "steps late"], rows)
+    return markdown_table([*heading, "distance", "neighbours", "steps late"], rows)
 
 
 def lateness(counts: Sequence[dict[str, int]]) -> str:
@@ -98,8 +100,8 @@ def explanation(runs: Sequence[dict[str, Any]], task: Task) -> str:
     return (
         f"Mean ± standard deviation over {seeds} seeds. Difference: to DDP's mean, in standard deviations of DDP's"
         " seeds, + is worse. Verdict: within = the mean is not worse than DDP's worst seed. Distance: of the workers"
-        " from their average, relative to its norm, mean over the run's evaluations. Steps late: mean (largest). "
-        + task.note
+        " from their average, relative to its norm, mean over the run's evaluations. Neighbours: how far apart two were"
+        " when they swapped while training, relative to the norm. Steps late: mean (largest). " + task.note
     )
 
 

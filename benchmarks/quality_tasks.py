@@ -9,6 +9,7 @@ noisier gradients, which alone makes a difference to DDP, whatever the topology.
 from __future__ import annotations
 
 import functools
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -173,8 +174,10 @@ class Recorder(Callback):
     """Gives every worker random numbers of its own, the same in every form, and notes what a run shows.
 
     Attributes:
-        history: at every validation `{"step", metric: value, ..., "distance"}`; the distance to consensus is relative
-            to the norm of the average, 0 for a strategy that keeps all workers equal.
+        history: at every validation `{"step", metric: value, ..., "distance", "neighbors"}`. The distance to consensus
+            is relative to the norm of the average, 0 for a strategy that keeps all workers equal. How far this worker's
+            neighbours were from it when they swapped, in the mean since the last validation, is relative to its norm:
+            it tells of the training in between, after which late workers go on gossiping until all have come.
         late_steps: of every finished gossip, how many steps later than due it was added.
     """
 
@@ -182,6 +185,7 @@ class Recorder(Callback):
         self.task, self.seed = task, seed
         self.history: list[dict[str, float]] = []
         self.late_steps: list[int] = []
+        self._neighbors: list[float] = []
         self._step = 0
         self._last: Any = None
 
@@ -195,11 +199,16 @@ class Recorder(Callback):
         if report is not None and report is not self._last:
             self._last = report
             self.late_steps.append(report.late_steps)
+            if report.neighbor_distance is not None:
+                norm = torch.nn.utils.get_total_norm(list(pl_module.parameters()))
+                self._neighbors.append(report.neighbor_distance / float(norm))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         entry = {metric.key: float(trainer.callback_metrics[metric.key]) for metric in self.task.metrics}
         distance = getattr(trainer.strategy, "relative_consensus_distance", None)
-        self.history.append({"step": self._step, **entry, "distance": distance or 0.0})
+        neighbors = statistics.mean(self._neighbors) if self._neighbors else 0.0
+        self._neighbors.clear()
+        self.history.append({"step": self._step, **entry, "distance": distance or 0.0, "neighbors": neighbors})
 
 
 class StepClock(Callback):

@@ -88,8 +88,14 @@ def _runs() -> list[dict[str, Any]]:
             "form": form,
             "seed": seed,
             "history": [
-                {"step": 2, "loss": 9.0, "accuracy": 0.1, "distance": distance},
-                {"step": 4, "loss": loss + 0.02 * seed, "accuracy": accuracy - 0.01 * seed, "distance": distance},
+                {"step": 2, "loss": 9.0, "accuracy": 0.1, "distance": distance, "neighbors": distance},
+                {
+                    "step": 4,
+                    "loss": loss + 0.02 * seed,
+                    "accuracy": accuracy - 0.01 * seed,
+                    "distance": distance,
+                    "neighbors": distance,
+                },
             ],
             "late_steps": {"4": 3} if "late" in form else {},
         }
@@ -188,7 +194,8 @@ def test_the_complete_graph_in_the_exact_order_is_ddp() -> None:
     assert len(lines) == 3
     assert [len(run["history"]) for run in (ddp, complete, ring)] == [quality.EVALUATIONS] * 3
     assert complete["history"][-1]["loss"] == pytest.approx(ddp["history"][-1]["loss"], rel=1e-4)
-    assert ddp["history"][-1]["distance"] == 0.0
+    assert ddp["history"][-1]["distance"] == ddp["history"][-1]["neighbors"] == 0.0
+    assert ring["history"][-1]["neighbors"] > 0
     assert ring["history"][-1]["distance"] > complete["history"][-1]["distance"]
 
 
