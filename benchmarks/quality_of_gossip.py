@@ -16,21 +16,23 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from crew import go_through
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from quality_report import REFERENCE, draw, explanation, table
+from quality_report import REFERENCE, draw, section, write_report
 from quality_tasks import TASKS, Recorder, StepClock, late_exchanges
-from recording import RESULTS, machine_line, save_results
+from recording import RESULTS, save_results
 
 from lightning_decgan import DecentralizedGossipStrategy, OuterNesterov, PowerGossip, RandomSubset
 
@@ -202,6 +204,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--steps", type=int, help="batches of a worker in a run; a multiple of 4")
     parser.add_argument("--delay-ms", type=float, help="hold every exchange of every form back by this time instead")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results and plots")
     found = parser.parse_args(arguments)
     if found.seeds < 1 or found.workers < 1:
         parser.error(f"--seeds and --workers must be at least 1, found {found.seeds} and {found.workers}")
@@ -229,11 +232,11 @@ def main() -> None:
         )
         runs = measure(plan, lambda text: print(text, file=sys.stderr, flush=True))
         settings = {"task": name, "seeds": plan.seeds, "workers": plan.workers, "steps": plan.steps}
-        path = save_results(f"quality_{name}", settings | {"delay_ms": arguments.delay_ms}, runs)
-        picture = draw(runs, task, RESULTS / f"quality_{name}.png")
-        print(f"\n## {task.title}\n\n{plan.workers} workers, {plan.steps} steps; {machine_line()}\n")
-        print(table(runs, task), explanation(runs, task), sep="\n\n")
-        print(f"\n{path} and {picture}")
+        path = save_results(f"quality_{name}", settings | {"delay_ms": arguments.delay_ms}, runs, arguments.output)
+        picture = draw(runs, task, path.with_suffix(".png"))
+        print("\n" + section(json.loads(path.read_text()), task))
+        print(f"{path} and {picture}")
+    print(write_report(arguments.output, TASKS))
 
 
 if __name__ == "__main__":

@@ -6,16 +6,17 @@ of its history. `late_steps` counts its gossips by how many steps late they were
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quality_tasks import Metric, Task
 from recording import markdown_table
 
-__all__ = ["REFERENCE", "compare", "draw", "table"]
+__all__ = ["REFERENCE", "compare", "draw", "section", "table", "write_report"]
 
 REFERENCE = "DDP"
 
@@ -103,6 +104,38 @@ def explanation(runs: Sequence[dict[str, Any]], task: Task) -> str:
         " from their average, relative to its norm, mean over the run's evaluations. Neighbours: how far apart two were"
         " when they swapped while training, relative to the norm. Steps late: mean (largest). " + task.note
     )
+
+
+def section(kept: dict[str, Any], task: Task) -> str:
+    """A task in Markdown: its table and what the columns mean.
+
+    Args:
+        kept: what `save_results` wrote of the task.
+        task: which one.
+    """
+    machine, settings, runs = kept["machine"], kept["settings"], kept["results"]
+    return (
+        f"## {task.title}\n\n`{kept['command']}`: {settings['workers']} workers, {settings['steps']} steps;"
+        f" {machine['processor']}, {machine['cores']} cores, torch {machine['torch']}\n\n"
+        f"{table(runs, task)}\n\n{explanation(runs, task)}\n"
+    )
+
+
+def write_report(folder: Path, tasks: Mapping[str, Task]) -> Path:
+    """Write `quality.md`: every task of which the folder holds results, whenever they were made."""
+    path = folder / "quality.md"
+    files = {name: folder / f"quality_{name}.json" for name in tasks}
+    sections = [section(json.loads(file.read_text()), tasks[name]) for name, file in files.items() if file.exists()]
+    path.write_text("\n".join([_PREFACE, *sections]))
+    return path
+
+
+_PREFACE = """# What each form of gossip costs in quality
+
+"one peer" is the default topology, one-peer exponential; "N late": exchanges are held back by N steps. While workers
+come to an evaluation late forms go on gossiping, which brings them together: how far apart they are while training is
+in the column "neighbours".
+"""
 
 
 def _mean_and_spread(values: Sequence[float]) -> str:

@@ -115,6 +115,16 @@ def test_the_table_has_a_line_a_form_and_judges_the_end_of_the_runs() -> None:
     assert "4.0 (4)" in late
 
 
+def test_the_report_holds_every_task_of_which_there_are_results(tmp_path: Path) -> None:
+    settings = {"workers": 4, "steps": 320}
+    recording.save_results("quality_classifier", settings, _runs(), tmp_path)
+    text = quality_report.write_report(tmp_path, TASKS).read_text()
+    assert "## digits classifier, SGD" in text
+    assert "4 workers, 320 steps" in text
+    assert "GAN" not in text
+    assert quality_report.table(_runs(), TASKS["classifier"]) in text
+
+
 def test_the_plot_is_drawn_also_when_a_form_is_far_off(tmp_path: Path) -> None:
     runs = _runs()
     runs[2]["history"][-1]["loss"] = 1e9
