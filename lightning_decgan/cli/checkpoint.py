@@ -176,6 +176,26 @@ def worker_weights(trained: TrainedModel) -> Iterator[dict[str, Tensor]]:
         yield state
 
 
+def worker_models(trained: TrainedModel) -> Iterator[DecentralizedGANModule]:
+    """The model with each worker's own weights, in the order of the ranks: one and the same model, loaded anew.
+
+    Args:
+        trained: as for `worker_weights`; its model has the last worker's weights in the end.
+
+    Yields:
+        `trained.model`.
+
+    Raises:
+        UsageError: as `worker_weights`, and if the weights of a worker do not fit the model.
+    """
+    for worker, weights in enumerate(worker_weights(trained)):
+        try:
+            trained.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise UsageError(f"worker {worker} of {trained.path} has other weights: {one_line(error)}") from error
+        yield trained.model
+
+
 def parse_config(text: str, path: Path) -> dict[str, Any]:
     """The configuration that a checkpoint carries.
 

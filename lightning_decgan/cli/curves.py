@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lightning_decgan.cli.arguments import writing
 from lightning_decgan.cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,10 +59,8 @@ def main(argv: Sequence[str]) -> int:
     check_picture_name("output", arguments.output, (".png",))
     series = read_metrics(arguments.run / METRICS)
     path = arguments.output or arguments.run / "curves.png"
-    try:
+    with writing("output", path):
         draw_curves(series, path, title=arguments.run.resolve().name)
-    except OSError as error:
-        raise UsageError(f"output {path} cannot be written: {error.strerror or error}") from error
     print(path)
     return 0
 
@@ -155,8 +153,7 @@ def draw_curves(series: dict[str, Series], path: Path, title: str = "") -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from lightning_decgan.callbacks.files import write_bytes_atomically
-    from lightning_decgan.cli.pictures import INK, PAPER
+    from lightning_decgan.cli.pictures import INK, PAPER, save_figure
 
     panels = panels_of(series)
     if not panels:
@@ -171,9 +168,7 @@ def draw_curves(series: dict[str, Series], path: Path, title: str = "") -> Path:
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     figure.suptitle(title, color=INK)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=PAPER, metadata={"Title": title})
-    return write_bytes_atomically(path, buffer.getvalue())
+    return save_figure(figure, path, Title=title)
 
 
 def _panel(axis: Axes, title: str, curves: dict[str, Series]) -> None:

@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_decgan.cli.arguments import check_range, checkpoint_parser, writing
 from lightning_decgan.cli.errors import UsageError, one_line
 from lightning_decgan.cli.generated import MOST_SAMPLES
-from lightning_decgan.cli.sample import check_range
 
 if TYPE_CHECKING:
     from lightning_decgan.cli.checkpoint import TrainedModel
@@ -31,12 +31,8 @@ RUN_FOLDER = "the run's folder"
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `decgan evaluate`."""
-    parser = argparse.ArgumentParser(
-        prog="decgan evaluate", description="Score a checkpoint's samples against the validation images of its data."
-    )
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a .ckpt file of decgan train")
+    parser = checkpoint_parser("evaluate", "Score a checkpoint's samples against the validation images of its data.")
     parser.add_argument("--samples", type=int, default=1024, metavar="N", help="images to generate (default: 1024)")
-    parser.add_argument("--seed", type=int, default=0, help="of the latent points (default: 0)")
     parser.add_argument("--per-worker", action="store_true", help="score each worker's own generator as well")
     parser.add_argument(
         "--scorer",
@@ -73,9 +69,6 @@ def parser() -> argparse.ArgumentParser:
         "lightning_decgan/features in the user's cache folder)",
     )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps")
-    parser.add_argument(
-        "--trust-targets", action="store_true", help="make any class that the checkpoint names: runs its code"
-    )
     return parser
 
 
@@ -114,10 +107,8 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, ImportError) as error:
         raise UsageError(one_line(error)) from error
     if arguments.json is not None:
-        try:
+        with writing("json", arguments.json):
             write_json_atomically(arguments.json, result)
-        except OSError as error:
-            raise UsageError(f"json {arguments.json} cannot be written: {error.strerror or error}") from error
     _print_table(result)
     return 0
 
@@ -190,7 +181,7 @@ def _evaluate(
     arguments: argparse.Namespace, trained: TrainedModel, datamodule: Any, network: Any, scorer: str
 ) -> dict[str, Any]:
     """Everything that was asked for, as it stands in the JSON."""
-    from lightning_decgan.cli.checkpoint import worker_weights
+    from lightning_decgan.cli.checkpoint import worker_models
     from lightning_decgan.cli.evaluation import evaluate, memorization_report
     from lightning_decgan.cli.pictures import run_folder
     from lightning_decgan.metrics import PUBLISHED_INCEPTION, ScoreSettings, real_features
@@ -220,21 +211,15 @@ def _evaluate(
     if arguments.memorization is not None:
         wanted = arguments.memorization
         picture = run_folder(trained.path) / "memorization.png" if wanted.name == RUN_FOLDER else wanted
-        try:
+        with writing("memorization", picture):
             result["memorization"] = memorization_report(
                 trained.model, datamodule, network, real, fake, picture, seed=arguments.seed,
                 cache_dir=arguments.cache_dir, source=trained.path.name,
             )  # fmt: skip
-        except OSError as error:
-            raise UsageError(f"memorization {picture} cannot be written: {error.strerror or error}") from error
     if arguments.per_worker:
         result["workers"] = []
-        for worker, weights in enumerate(worker_weights(trained)):
-            try:
-                trained.model.load_state_dict(weights)
-            except RuntimeError as error:
-                raise UsageError(f"worker {worker} of {trained.path} has other weights: {one_line(error)}") from error
-            own, _ = evaluate(trained.model, network, real, scorer=scorer, settings=settings, **drawn)
+        for worker, model in enumerate(worker_models(trained)):
+            own, _ = evaluate(model, network, real, scorer=scorer, settings=settings, **drawn)
             result["workers"].append({"worker": worker, "scores": own})
     return result
 

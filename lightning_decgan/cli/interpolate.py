@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_decgan.cli.errors import UsageError
-from lightning_decgan.cli.sample import check_range
+from lightning_decgan.cli.arguments import check_range, checkpoint_parser, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,24 +25,17 @@ MOST_WALKS = 256
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `decgan interpolate`."""
-    parser = argparse.ArgumentParser(
-        prog="decgan interpolate", description="Draw walks between latent points, as a strip or as an animation."
-    )
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a .ckpt file of decgan train")
+    parser = checkpoint_parser("interpolate", "Draw walks between latent points, as a strip or as an animation.")
     parser.add_argument("--walks", type=int, default=8, metavar="N", help="side by side (default: 8)")
     parser.add_argument(
         "--points", type=int, default=None, metavar="N", help="latent points of a walk (default: 2; of animations 5)"
     )
     parser.add_argument("--steps", type=int, default=9, metavar="N", help="from a point to the next (default: 9)")
-    parser.add_argument("--seed", type=int, default=0, help="of the latent points (default: 0)")
     parser.add_argument(
         "-o", "--output", type=Path, default=None, help="a .png, .gif or .webp (default: the run's interpolation.png)"
     )
     parser.add_argument("--milliseconds", type=int, default=80, help="that an animation shows a frame (default: 80)")
     parser.add_argument("--no-ema", action="store_true", help="draw from the generator itself, not from its average")
-    parser.add_argument(
-        "--trust-targets", action="store_true", help="make any class that the checkpoint names: runs its code"
-    )
     return parser
 
 
@@ -78,14 +70,12 @@ def main(argv: Sequence[str]) -> int:
     path = arguments.output or run_folder(trained.path) / "interpolation.png"
     latents = walk(_anchors(trained.model, arguments.walks, points, arguments.seed), arguments.steps, closed=moves)
     images = _images(trained.model, latents, ema=not arguments.no_ema)
-    try:
+    with writing("output", path):
         if moves:
             columns = next(n for n in range(1, arguments.walks + 1) if n * n >= arguments.walks)
             save_animation([image_grid(frame, columns) for frame in images], path, arguments.milliseconds)
         else:
             save_png(image_grid(images.transpose(0, 1).flatten(0, 1), len(images)), path)
-    except OSError as error:
-        raise UsageError(f"output {path} cannot be written: {error.strerror or error}") from error
     print(path)
     return 0
 

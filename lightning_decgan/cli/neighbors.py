@@ -6,7 +6,6 @@ half shows how near real images that were never trained on come, which is what "
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_decgan.callbacks.files import write_bytes_atomically
 from lightning_decgan.callbacks.sample_grid import GAP_PIXELS
-from lightning_decgan.cli.pictures import INK, MUTED, PAPER, show_grid
+from lightning_decgan.cli.pictures import INK, MUTED, PAPER, save_figure, show_grid
 from lightning_decgan.metrics.memorization import Memorization
 
 _CELL_INCHES = 0.62
@@ -100,9 +98,7 @@ def draw_neighbors(path: str | Path, left: Half, right: Half, heading: str, foot
     lines = heading.replace(": ", "\n", 1)
     figure.text(0.5, 1 - 0.38 / height, lines, ha="center", va="center", color=INK, fontsize=11)
     figure.text(0.5, 0.25 / height, footing, ha="center", va="center", color=MUTED, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=PAPER, metadata={"Title": heading, "Description": footing})
-    return write_bytes_atomically(path, buffer.getvalue())
+    return save_figure(figure, path, Title=heading, Description=footing)
 
 
 def describe(found: Memorization, features_name: str) -> str:

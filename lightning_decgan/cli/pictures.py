@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_decgan.cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 INK, PAPER, MUTED = "#16324f", "#ffffff", "#5f7388"
@@ -89,8 +90,6 @@ def draw_rows(path: Path, images: Tensor, row_labels: Sequence[str], title: str)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from lightning_decgan.callbacks.files import write_bytes_atomically
-
     rows, columns = images.shape[:2]
     labels_inches = 0.35 + 0.08 * max(map(len, row_labels))
     width, height = max(columns * _ROW_INCHES + labels_inches, 4.0), rows * _ROW_INCHES + 0.6
@@ -99,8 +98,30 @@ def draw_rows(path: Path, images: Tensor, row_labels: Sequence[str], title: str)
     axes = figure.add_axes((labels_inches / width, 0.1 / height, 1 - (labels_inches + 0.1) / width, 1 - 0.6 / height))
     show_grid(axes, images, row_labels)
     figure.text(0.5, 1 - 0.25 / height, title, ha="center", va="center", color=INK, fontsize=11)
+    return save_figure(figure, path, Title=title)
+
+
+def save_figure(figure: Figure, path: str | Path, **metadata: str) -> Path:
+    """Writes a figure of matplotlib as PNG; the file appears whole or not at all.
+
+    Args:
+        figure: with a canvas.
+        path: where to; its folder is made.
+        **metadata: what the file says about itself: `Title`, `Description`.
+
+    Returns:
+        The path.
+
+    Example:
+        >>> import tempfile
+        >>> from matplotlib.figure import Figure
+        >>> save_figure(Figure(), Path(tempfile.mkdtemp()) / "empty.png", Title="nothing").name
+        'empty.png'
+    """
+    from lightning_decgan.callbacks.files import write_bytes_atomically
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=PAPER, metadata={"Title": title})
+    figure.savefig(buffer, format="png", facecolor=PAPER, metadata=metadata)
     return write_bytes_atomically(path, buffer.getvalue())
 
 

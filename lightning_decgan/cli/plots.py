@@ -19,6 +19,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
+from lightning_decgan.cli.pictures import INK, MUTED, PAPER
 from lightning_decgan.topology import GraphTopology, Hypercube, MatrixTopology, Topology, Torus
 
 LARGEST_PICTURE_WORKERS = 512
@@ -27,7 +28,6 @@ LARGEST_PICTURE_WORKERS = 512
 MOST_PANELS = 4
 """Rounds of a schedule that are drawn unless more are asked for."""
 
-_INK, _PAPER, _MUTED = "#16324f", "#ffffff", "#5f7388"
 _SHADES = LinearSegmentedColormap.from_list("weights", ["#b9d3ea", "#2a7fba", "#0b2f57"])
 
 Positions = dict[int, tuple[float, float]]
@@ -80,7 +80,7 @@ def plot_topology(topology: Topology, path: str | Path, rounds: int | None = Non
     side_inches = 5.2 if rounds == 1 else 3.5
     shaded = bool(weights) and shared is None
     width, height = max(columns * side_inches, 5.2), rows * side_inches + 1.0
-    figure = Figure(figsize=(width, height), facecolor=_PAPER, dpi=150)
+    figure = Figure(figsize=(width, height), facecolor=PAPER, dpi=150)
     FigureCanvasAgg(figure)
     right = 1 - (0.9 / width if shaded else 0.02)
     grid = figure.subplots(
@@ -103,16 +103,16 @@ def plot_topology(topology: Topology, path: str | Path, rounds: int | None = Non
         if round < rounds:
             _panel(axes, topology, graphs[round], positions, scale, shared)
             if rounds > 1 or topology.period != 1:
-                axes.set_title(f"round {round}", color=_INK, fontsize=11, pad=4)
+                axes.set_title(f"round {round}", color=INK, fontsize=11, pad=4)
     if shaded:
         scale_axes = figure.add_axes((right + 0.12 / width, 0.15, 0.14 / width, 0.55))
         bar = figure.colorbar(ScalarMappable(scale, _SHADES), cax=scale_axes)
-        bar.set_label("weight W[i, j]", color=_MUTED, fontsize=9)
-        bar.ax.tick_params(labelsize=8, colors=_MUTED)
+        bar.set_label("weight W[i, j]", color=MUTED, fontsize=9)
+        bar.ax.tick_params(labelsize=8, colors=MUTED)
         bar.outline.set_visible(False)
     idle = topology.workers > 1 and any(degree == 0 for graph in graphs for _, degree in graph.degree)
     _heading(figure, topology, shared, idle, height)
-    figure.savefig(path, facecolor=_PAPER)
+    figure.savefig(path, facecolor=PAPER)
     return path
 
 
@@ -176,16 +176,16 @@ def _panel(
             widths.append(width * (0.45 + 0.8 * strength))
     axes.add_collection(LineCollection(segments, colors=colors, linewidths=widths, zorder=1, capstyle="round"))
     if len(edges) <= 20:
-        outline = [patheffects.withStroke(linewidth=3.5, foreground=_PAPER)]
+        outline = [patheffects.withStroke(linewidth=3.5, foreground=PAPER)]
         for (x, y), label in _labels(topology, edges, positions):
-            axes.text(x, y, label, ha="center", va="center", color=_INK, fontsize=8.5, zorder=2, path_effects=outline)
+            axes.text(x, y, label, ha="center", va="center", color=INK, fontsize=8.5, zorder=2, path_effects=outline)
     points = np.asarray([positions[worker] for worker in range(workers)])
     alone = [graph.degree[worker] == 0 for worker in range(workers)]
-    faces = [_PAPER if lonely else _INK for lonely in alone]
-    axes.scatter(points[:, 0], points[:, 1], s=size, c=faces, edgecolors=_INK, linewidths=1.3, zorder=3)
+    faces = [PAPER if lonely else INK for lonely in alone]
+    axes.scatter(points[:, 0], points[:, 1], s=size, c=faces, edgecolors=INK, linewidths=1.3, zorder=3)
     if workers <= 64:
         for worker in range(workers):
-            color = _INK if alone[worker] else _PAPER
+            color = INK if alone[worker] else PAPER
             font = min(10.0, 0.48 * math.sqrt(size))
             axes.text(*positions[worker], str(worker), ha="center", va="center", color=color, fontsize=font, zorder=4)
     axes.set_xlim(-1.24, 1.24)
@@ -251,9 +251,9 @@ def _heading(figure: Figure, topology: Topology, shared: float | None, idle: boo
     if idle:
         facts.append("hollow: sits the round out")
     title = f"{topology.name.replace('_', ' ')}, {workers}"
-    figure.text(0.5, 1 - 0.32 / height_inches, title, ha="center", va="center", color=_INK, fontsize=14, weight="bold")
+    figure.text(0.5, 1 - 0.32 / height_inches, title, ha="center", va="center", color=INK, fontsize=14, weight="bold")
     line = "  ·  ".join(facts)
-    figure.text(0.5, 1 - 0.61 / height_inches, line, ha="center", va="center", color=_MUTED, fontsize=9.5)
+    figure.text(0.5, 1 - 0.61 / height_inches, line, ha="center", va="center", color=MUTED, fontsize=9.5)
 
 
 def _shared(weights: list[float]) -> float | None:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_decgan.cli.errors import UsageError, one_line
+from lightning_decgan.cli.arguments import check_range, checkpoint_parser, writing
+from lightning_decgan.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,12 +26,8 @@ _SAMPLES = 64
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `decgan sample`."""
-    parser = argparse.ArgumentParser(
-        prog="decgan sample", description="Draw images from a checkpoint of decgan train, into the run's folder."
-    )
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a .ckpt file")
+    parser = checkpoint_parser("sample", "Draw images from a checkpoint of decgan train, into the run's folder.")
     parser.add_argument("-n", "--samples", type=int, default=None, metavar="N", help=f"images (default: {_SAMPLES})")
-    parser.add_argument("--seed", type=int, default=0, help="of the latent points (default: 0)")
     parser.add_argument(
         "-o", "--output", type=Path, default=None, help="a .png (default: samples.png, classes.png or workers.png)"
     )
@@ -41,9 +38,6 @@ def parser() -> argparse.ArgumentParser:
         "--per-worker", action="store_true", help="a row for each worker's own generator, below the consensus"
     )
     parser.add_argument("--no-ema", action="store_true", help="draw from the generator itself, not from its average")
-    parser.add_argument(
-        "--trust-targets", action="store_true", help="make any class that the checkpoint names: runs its code"
-    )
     return parser
 
 
@@ -75,10 +69,8 @@ def main(argv: Sequence[str]) -> int:
     name = "classes.png" if arguments.by_class else "workers.png" if arguments.per_worker else "samples.png"
     path = arguments.output or run_folder(trained.path) / name
     draw_picture = _classes if arguments.by_class else _workers if arguments.per_worker else _grid
-    try:
+    with writing("output", path):
         draw_picture(trained, arguments, path)
-    except OSError as error:
-        raise UsageError(f"output {path} cannot be written: {error.strerror or error}") from error
     print(path)
     return 0
 
@@ -137,18 +129,6 @@ def distance_from(consensus: Tensor, own: Tensor) -> float:
     return float((consensus - own).double().square().mean().sqrt() / between) if between > 0 else float("nan")
 
 
-def check_range(name: str, value: int, least: int, most: int) -> None:
-    """Raises a usage error unless `value` is from `least` to `most`.
-
-    Example:
-        >>> check_range("samples", 0, 1, 100)
-        Traceback (most recent call last):
-        lightning_decgan.cli.errors.UsageError: samples must be an integer from 1 to 100, found 0
-    """
-    if not least <= value <= most:
-        raise UsageError(f"{name} must be an integer from {least} to {most}, found {value}")
-
-
 def _grid(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -> None:
     from lightning_decgan.callbacks.sample_grid import image_grid, save_png
 
@@ -173,18 +153,12 @@ def _classes(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -
 def _workers(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -> None:
     import torch
 
-    from lightning_decgan.cli.checkpoint import worker_weights
+    from lightning_decgan.cli.checkpoint import worker_models
     from lightning_decgan.cli.pictures import draw_rows
 
     how = {"seed": arguments.seed, "ema": not arguments.no_ema}
     consensus = draw(trained.model, arguments.columns, **how)
-    rows = [consensus]
-    for worker, weights in enumerate(worker_weights(trained)):
-        try:
-            trained.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UsageError(f"worker {worker} of {trained.path} has other weights: {one_line(error)}") from error
-        rows.append(draw(trained.model, arguments.columns, **how))
+    rows = [consensus, *(draw(model, arguments.columns, **how) for model in worker_models(trained))]
     distances = [distance_from(consensus, own) for own in rows[1:]]
     labels = ["consensus", *(f"worker {number}" for number in range(len(distances)))]
     draw_rows(path, torch.stack(rows), labels, "the same latents, worker by worker")

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lightning_decgan.cli.arguments import check_range, writing
 from lightning_decgan.cli.errors import UsageError, one_line
-from lightning_decgan.cli.sample import check_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,10 +56,8 @@ def main(argv: Sequence[str]) -> int:
     odd = next((grid for grid, frame in zip(grids, frames, strict=True) if frame.shape != frames[0].shape), None)
     if odd is not None:
         raise UsageError(f"run {arguments.run} has grids of different sizes: {grids[0].name} and {odd.name}")
-    try:
+    with writing("output", path):
         save_animation([*frames, *frames[-1:] * _LAST_FRAMES], path, arguments.milliseconds)
-    except OSError as error:
-        raise UsageError(f"output {path} cannot be written: {error.strerror or error}") from error
     print(path)
     return 0
 
