@@ -15,14 +15,14 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from multiprocessing import connection
+from multiprocessing import connection, parent_process
 from typing import Any
 
 from torch.multiprocessing.spawn import ProcessContext
 
 from lightning_decgan.strategy.exit_code import WORKER_LOST, tell_loss
 
-__all__ = ["ChildObserver", "SpawnedWorkers", "bring_home"]
+__all__ = ["ChildObserver", "SpawnedWorkers", "bring_home", "end_after_parent"]
 
 log = logging.getLogger(__name__)
 
@@ -256,6 +256,28 @@ def bring_home(pipe: connection.Connection, given_up: Collection[int], results: 
         while pipe.recv():
             # This process stays until it is told that the results have arrived: tensors travel in its shared memory.
             pipe.send(results())
+
+
+def end_after_parent() -> None:
+    """See to it, in a spawned worker, that it does not outlive the process that started it.
+
+    Results would have nowhere to go, and nobody would end it. On Linux, torch has a spawned process interrupted
+    (SIGINT) when its parent dies; a shell starts what stands in the background with that signal ignored, and then
+    workers would train for ever. So the worker looks itself, gives an interrupt time to end it in order, and ends.
+    """
+    parent, number = parent_process(), os.getppid()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        # A pipe tells of the parent's end, unless the other workers, forked, hold that pipe too; then the number does.
+        while parent.is_alive() and os.getppid() == number:
+            time.sleep(LOOK_EVERY_SECONDS)
+        log.error("The process that started this worker is gone: the worker ends.")
+        time.sleep(GRACE_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="parent-observer").start()
 
 
 def _tell(local_rank: int, code: int) -> None:

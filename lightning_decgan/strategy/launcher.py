@@ -39,7 +39,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.nn import Module
 from typing_extensions import override
 
-from lightning_decgan.strategy.children import ChildObserver, SpawnedWorkers, bring_home
+from lightning_decgan.strategy.children import ChildObserver, SpawnedWorkers, bring_home, end_after_parent
 
 __all__ = ["ScriptLauncher", "SpawnLauncher", "let_parametrized_layers_travel"]
 
@@ -191,6 +191,7 @@ class SpawnLauncher(_MultiProcessingLauncher):
     ) -> None:
         """What a worker does from its first moment to its last."""
         self._place = place
+        end_after_parent()
         # The parent hears that a pipe has ended only when nobody else holds it.
         for pipe in (*parents_ends, *workers_ends[:place], *workers_ends[place + 1 :]):
             pipe.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ class Note(Callback):
     """Writes a file per worker, from within the worker: a spawned one returns nothing."""
 
     def on_fit_start(self, trainer, module):
+        with open(os.path.join(os.environ["FOLDER"], f"pid-{trainer.global_rank}.txt"), "w") as file:
+            file.write(str(os.getpid()))
         self.start = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     def on_fit_end(self, trainer, module):
@@ -53,11 +57,11 @@ class Note(Callback):
 if __name__ == "__main__":
     seed_everything(1)
     arguments = json.loads(os.environ["TRAINER"])
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=1, limit_train_batches=6, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
-        callbacks=[Note()], **arguments,
-    )
+    trainer = Trainer(**{
+        "accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 6, "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0, "limit_val_batches": 0,
+        "callbacks": [Note()], **arguments,
+    })
     gan = UsersGAN()
     if "spawn" in arguments["strategy"]:
         gan.discriminator[0] = torch.nn.Linear(16, 24)  # torch refuses to pickle parametrized layers
@@ -129,6 +133,41 @@ def test_lightning_starts_the_workers(tmp_path: Path, name: str) -> None:
     run = Run(tmp_path)
     run.start([sys.executable], {"strategy": name, "devices": 2})
     _assert_trained(run.finish(), 2)
+
+
+def test_spawned_workers_do_not_outlive_the_process_that_started_them(tmp_path: Path) -> None:
+    """A shell ignores SIGINT for what it starts in the background, and that is what torch sends to orphans."""
+    run = Run(tmp_path)
+    in_background = ["sh", "-c", 'trap "" INT; exec "$0" "$@"', sys.executable]
+    run.start(in_background, {"strategy": "decentralized_gossip_spawn", "devices": 2, "max_epochs": -1})
+    try:
+        workers = [_read_number(tmp_path / f"pid-{worker}.txt") for worker in range(2)]
+        assert all(map(_lives, workers))
+        run.processes[0].kill()
+        run.processes[0].wait()
+        deadline = time.monotonic() + 30.0
+        while any(map(_lives, workers)) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not any(map(_lives, workers))
+        assert "The process that started this worker is gone" in (tmp_path / "output-0.txt").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.processes[0].pid, 9)
+
+
+def _read_number(path: Path) -> int:
+    deadline = time.monotonic() + 120.0
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, f"{path} was not written"
+        time.sleep(0.1)
+    return int(path.read_text())
+
+
+def _lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.parametrize("strategy", ["decentralized_gossip", "decentralized_gossip_spawn"])
