@@ -5,10 +5,13 @@ Not run yet on GPUs: written against torch's documented interface and tested wit
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -19,15 +22,39 @@ __all__ = ["NcclEdge", "nccl_group"]
 _LOOK_SECONDS = 0.0005
 
 
-def nccl_group(store: dist.Store, rank: int) -> Any:
+def nccl_group(store: dist.Store, rank: int, timeout: timedelta) -> Any:
     """A private NCCL group of two.
+
+    NCCL would end the whole process when an operation of the group fails or takes longer than the timeout; here that
+    is left to `NcclEdge`, which loses one edge.
+
+    Args:
+        store: where the two meet.
+        rank: 0 or 1.
+        timeout: of connecting, which happens with the first swap.
 
     Raises:
         RuntimeError: this torch was built without NCCL.
     """
     if not dist.is_nccl_available():
         raise RuntimeError("edges='nccl' needs a torch with NCCL, which this one is not; edges='gloo' runs everywhere")
-    return dist.ProcessGroupNCCL(store, rank, 2, dist.ProcessGroupNCCL.Options())
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    with _environment("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"):  # a group reads it when it is made
+        return dist.ProcessGroupNCCL(store, rank, 2, options)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 class NcclEdge:
@@ -40,40 +67,50 @@ class NcclEdge:
         worker: this worker's number.
         neighbor: the number at the other end.
         group: the two-rank group, in which the lower of the two workers has rank 0.
-        device: where the messages are.
     """
 
-    def __init__(self, worker: int, neighbor: int, group: Any, device: torch.device) -> None:
+    def __init__(self, worker: int, neighbor: int, group: Any) -> None:
         self.worker, self.neighbor = worker, neighbor
-        self._group, self._device = group, device
+        self._group = group
         self._peer = 0 if neighbor < worker else 1
+        self._closed_because = ""
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._group is None
 
+    @property
+    def closed_because(self) -> str:
+        """What `close` was told; empty before."""
+        return self._closed_because
+
     def expect(self, incoming: Tensor, tag: int) -> None:
         """Nothing: see the class."""
 
     def swap(self, outgoing: Tensor, incoming: Tensor, tag: int) -> Swap:
         """Launch both directions as one NCCL group, so that neither end waits for the other to receive first."""
-        if self._group is None:
+        group = self._group  # another thread may close the edge meanwhile
+        if group is None:
             raise EdgeError(
-                f"the link of worker {self.worker} to neighbour {self.neighbor} is closed", self.worker, self.neighbor
+                f"worker {self.worker} lost its link to neighbour {self.neighbor}: {self._closed_because}",
+                self.worker,
+                self.neighbor,
             )
         try:
-            self._group._start_coalescing(self._device)
-            self._group.recv([incoming], self._peer, tag)
-            self._group.send([outgoing], self._peer, tag)
-            return _NcclSwap(self, self._group._end_coalescing(self._device))
+            group._start_coalescing()
+            group.recv([incoming], self._peer, tag)
+            group.send([outgoing], self._peer, tag)
+            return _NcclSwap(self, group._end_coalescing())
         except RuntimeError as error:
             raise EdgeError(
-                f"worker {self.worker} has lost its link to neighbour {self.neighbor}", self.worker, self.neighbor
+                f"worker {self.worker} lost its link to neighbour {self.neighbor}", self.worker, self.neighbor
             ) from error
 
-    def close(self) -> None:
+    def close(self, reason: str = "the link was given up") -> None:
         """Abort what is in flight and leave the group."""
+        if self._group is not None:
+            self._closed_because = reason
         group, self._group = self._group, None
         if group is not None:
             group.abort()
@@ -92,9 +129,15 @@ class _NcclSwap:
             if late or edge.closed:
                 raise EdgeError(
                     f"worker {edge.worker} {'got no answer from' if late else 'lost its link to'} neighbour"
-                    f" {edge.neighbor} after {time.monotonic() - self._started:.1f} s",
+                    f" {edge.neighbor} after {time.monotonic() - self._started:.1f} s"
+                    + ("" if late else f": {edge.closed_because}"),
                     edge.worker,
                     edge.neighbor,
                     late,
                 )
             time.sleep(_LOOK_SECONDS)
+        error = self._work.exception()  # what has failed counts as completed
+        if error is not None:
+            raise EdgeError(
+                f"worker {edge.worker} lost its link to neighbour {edge.neighbor} [{error}]", edge.worker, edge.neighbor
+            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -95,12 +96,13 @@ class FakeGroup:
     def __init__(self) -> None:
         self.ends: list[dict[str, Any]] = []
         self.aborted = False
+        self.failure: Exception | None = None
 
     def of(self, rank: int) -> Any:
         group = self
 
         class End:
-            def _start_coalescing(self, device: torch.device) -> None:
+            def _start_coalescing(self) -> None:
                 self.posted: dict[str, Any] = {"rank": rank}
 
             def recv(self, tensors: list[Tensor], peer: int, tag: int) -> None:
@@ -110,7 +112,7 @@ class FakeGroup:
             def send(self, tensors: list[Tensor], peer: int, tag: int) -> None:
                 self.posted["out"] = tensors[0]
 
-            def _end_coalescing(self, device: torch.device) -> Any:
+            def _end_coalescing(self) -> Any:
                 group.ends.append(self.posted)
                 if len(group.ends) == 2:
                     one, other = group.ends
@@ -121,6 +123,9 @@ class FakeGroup:
             def is_completed(self) -> bool:
                 return len(group.ends) == 2
 
+            def exception(self) -> Exception | None:
+                return group.failure
+
             def abort(self) -> None:
                 group.aborted = True
 
@@ -128,8 +133,8 @@ class FakeGroup:
 
 
 def _edges() -> tuple[NcclEdge, NcclEdge, FakeGroup]:
-    group, cpu = FakeGroup(), torch.device("cpu")
-    return NcclEdge(3, 5, group.of(0), cpu), NcclEdge(5, 3, group.of(1), cpu), group
+    group = FakeGroup()
+    return NcclEdge(3, 5, group.of(0)), NcclEdge(5, 3, group.of(1)), group
 
 
 def _message(value: int) -> Tensor:
@@ -156,14 +161,32 @@ def test_closing_an_nccl_edge_ends_the_wait_and_refuses_the_next_swap() -> None:
     assert group.aborted
     with pytest.raises(EdgeError, match="lost its link to neighbour 5"):
         swap.wait(time.monotonic() + 1.0)
-    with pytest.raises(EdgeError, match="is closed"):
+    with pytest.raises(EdgeError, match="lost its link to neighbour"):
         low.swap(_message(1), _message(0), tag=7)
+
+
+def test_an_nccl_swap_that_failed_is_no_swap() -> None:
+    low, high, group = _edges()
+    swap = low.swap(_message(1), _message(0), tag=7)
+    high.swap(_message(2), _message(0), tag=7)
+    group.failure = RuntimeError("NCCL error: remote process exited")
+    with pytest.raises(EdgeError, match=r"lost its link to neighbour 5 .*remote process exited"):
+        swap.wait(time.monotonic() + 1.0)
+
+
+def test_the_stand_in_is_called_as_torchs_own_groups_are() -> None:
+    """pybind writes a method's signature into the first line of its documentation."""
+    backend = torch.distributed.Backend if hasattr(torch.distributed.Backend, "_start_coalescing") else None
+    backend = backend or torch._C._distributed_c10d.Backend  # type: ignore[attr-defined]
+    for name in ("_start_coalescing", "_end_coalescing"):
+        signature = getattr(backend, name).__doc__.splitlines()[0]
+        assert "," not in signature.split("->")[0], signature
 
 
 @pytest.mark.skipif(torch.distributed.is_nccl_available(), reason="this torch has NCCL; it is tried on GPUs")
 def test_without_nccl_the_error_says_what_runs_everywhere() -> None:
     with pytest.raises(RuntimeError, match="edges='gloo' runs everywhere"):
-        nccl_group(torch.distributed.HashStore(), 0)
+        nccl_group(torch.distributed.HashStore(), 0, timedelta(seconds=5))
 
 
 @pytest.mark.parametrize(
