@@ -77,7 +77,7 @@ class QueueEdge:
         self._outbox.put(outgoing.clone())
         return QueueSwap(self, incoming)
 
-    def close(self) -> None:
+    def close(self, reason: str = "") -> None:
         """Whoever waits at the other end gets an `EdgeError`."""
         self._outbox.put(None)
 

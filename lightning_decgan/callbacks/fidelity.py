@@ -84,8 +84,10 @@ class FidelityCallback(Callback):
     Example:
         >>> from lightning_decgan.data import DigitsDataModule
         >>> from lightning_decgan.metrics import train_classifier_features
-        >>> features = train_classifier_features(DigitsDataModule(), max_epochs=1)  # doctest: +SKIP
-        >>> trainer = Trainer(callbacks=[FidelityCallback(features)], num_sanity_val_steps=-1)  # doctest: +SKIP
+        >>> features = train_classifier_features(DigitsDataModule(), epochs=1)
+        >>> callback = FidelityCallback(features, samples=512)
+        >>> callback.features_name
+        'digits_cnn'
     """
 
     def __init__(
@@ -164,6 +166,8 @@ class FidelityCallback(Callback):
             for first in range(0, share, self.batch_size):
                 count = min(self.batch_size, share - first)
                 self.fidelity.update(draw(pl_module, count, self.sample), real=False)
+        # The scores' collectives are torchmetrics' own: who was lost while validating must not be waited for in them.
+        trainer.strategy.barrier("FidelityCallback: everybody has drawn")
         scores = {name: float(value) for name, value in self.fidelity.compute().items()}
         self.fidelity.reset()
         self._knows_real = not self.fidelity.reset_real_features

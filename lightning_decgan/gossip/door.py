@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import socket
 import threading
 import time
@@ -162,10 +161,11 @@ class Door:
             self.post(self._stop_if_done)  # not before the other goodbyes are on their way
             return
         refused = code in (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE)
-        if line.role == _PROBE and line.peer not in self._forgotten:
-            self._resident.gone(line.peer, "process ended" if refused or not code else os.strerror(code))
-        elif line.role == _WATCH and not refused and line.deadline < float("inf"):
-            self._retry(line.peer)  # never connected: it cannot be reached for now, which is no sign of death
+        if line.role == _PROBE and (refused or not code):
+            if line.peer not in self._forgotten:
+                self._resident.gone(line.peer, "process ended")
+        elif line.role == _PROBE or (line.role == _WATCH and not refused and line.deadline < float("inf")):
+            self._retry(line.peer)  # it cannot be reached for now, which is no sign of death
         elif line.role == _WATCH or (line.role == _ERRAND and refused):
             # Not yet a proof: a goodbye may be on its way, or a router has reset the connection.
             self._probe(line.peer)

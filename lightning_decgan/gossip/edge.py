@@ -70,8 +70,11 @@ class Edge(Protocol):
     def swap(self, outgoing: Tensor, incoming: Tensor, tag: int) -> Swap:
         """Send one `uint8` tensor and receive another of the same size; both must stay untouched until `wait`."""
 
-    def close(self) -> None:
-        """End the link; whoever waits for a swap, here or at the other end, gets an `EdgeError` soon."""
+    def close(self, reason: str = "the link was given up") -> None:
+        """End the link; whoever waits for a swap, here or at the other end, gets an `EdgeError` soon.
+
+        Whoever swaps or waits here afterwards is told the reason. May be called from any thread, and again.
+        """
 
 
 class _GlooSwap:
@@ -134,6 +137,9 @@ class GlooEdge:
         self._swaps: SimpleQueue[_GlooSwap | None] = SimpleQueue()
         self._in_flight: _GlooSwap | None = None
         self._expected: tuple[Tensor, int, dist.Work] | None = None
+        self._closed_because = ""
+        # Between a swap and a close from another thread: a swap posted after the close would be waited for in vain.
+        self._lock = threading.Lock()
         # A daemon: a frozen neighbour may keep it in gloo's wait for ever, which must not keep the process from ending.
         self._waiter = threading.Thread(
             target=_wait_for, args=(self._swaps,), name=f"edge {worker}-{neighbor}", daemon=True
@@ -146,40 +152,47 @@ class GlooEdge:
         gloo sends only when the other end has said that it is ready to receive; told ahead, the neighbour's next
         message travels at once, and a swap takes one latency instead of two.
         """
-        if self._group is not None and self._expected is None:
-            # A link that has just failed says so at the next swap.
-            with contextlib.suppress(RuntimeError):
-                self._expected = (incoming, tag, self._group.recv([incoming], self._peer, tag))
+        with self._lock:
+            if self._group is not None and self._expected is None:
+                # A link that has just failed says so at the next swap.
+                with contextlib.suppress(RuntimeError):
+                    self._expected = (incoming, tag, self._group.recv([incoming], self._peer, tag))
 
     def swap(self, outgoing: Tensor, incoming: Tensor, tag: int) -> Swap:
         """Post the receive, unless it was posted ahead, then the send; both go on in the background."""
-        group = self._group
-        if group is None:
-            raise EdgeError(
-                f"the link of worker {self.worker} to neighbour {self.neighbor} is closed", self.worker, self.neighbor
-            )
-        try:
-            expected, self._expected = self._expected, None
-            if expected is not None and expected[0].data_ptr() == incoming.data_ptr() and expected[1] == tag:
-                receive = expected[2]
-            else:
-                receive = group.recv([incoming], self._peer, tag)
-            send = group.send([outgoing], self._peer, tag)
-        except RuntimeError as error:
-            raise EdgeError(
-                f"worker {self.worker} has lost its link to neighbour {self.neighbor}", self.worker, self.neighbor
-            ) from error
-        swap = _GlooSwap(self, (receive, send))
-        self._in_flight = swap
-        self._swaps.put(swap)
+        with self._lock:
+            group = self._group
+            if group is None:
+                raise EdgeError(
+                    f"worker {self.worker} lost its link to neighbour {self.neighbor}: {self._closed_because}",
+                    self.worker,
+                    self.neighbor,
+                )
+            try:
+                expected, self._expected = self._expected, None
+                if expected is not None and expected[0].data_ptr() == incoming.data_ptr() and expected[1] == tag:
+                    receive = expected[2]
+                else:
+                    receive = group.recv([incoming], self._peer, tag)
+                send = group.send([outgoing], self._peer, tag)
+            except RuntimeError as error:
+                raise EdgeError(
+                    f"worker {self.worker} lost its link to neighbour {self.neighbor}", self.worker, self.neighbor
+                ) from error
+            swap = _GlooSwap(self, (receive, send))
+            self._in_flight = swap
+            self._swaps.put(swap)
         return swap
 
-    def close(self) -> None:
+    def close(self, reason: str = "the link was given up") -> None:
         """Give up what is in flight and leave the group; its sockets close when the last wait has ended."""
-        self._group, self._expected = None, None
-        if self._in_flight is not None:
-            self._in_flight.give_up("the link was given up")
-        self._swaps.put(None)
+        with self._lock:
+            if self._group is not None:
+                self._closed_because = reason
+            self._group, self._expected = None, None
+            if self._in_flight is not None:
+                self._in_flight.give_up(reason)
+            self._swaps.put(None)
         # Still in gloo's code when the interpreter ends, the thread would take the process down with it (SIGABRT).
         self._waiter.join(_JOIN_SECONDS)
 
@@ -234,7 +247,7 @@ def connect_edges(
             if nccl_device is not None:
                 from lightning_decgan.gossip.nccl_edge import NcclEdge, nccl_group
 
-                edges[neighbor] = NcclEdge(worker, neighbor, nccl_group(pair, rank), nccl_device)
+                edges[neighbor] = NcclEdge(worker, neighbor, nccl_group(pair, rank, timeout))
                 continue
             group = dist.ProcessGroupGloo(pair, rank, 2, options)
         except (RuntimeError, dist.DistError) as error:

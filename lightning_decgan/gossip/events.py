@@ -39,7 +39,7 @@ class GossipEvent:
 
 
 class EventLog:
-    """The events of one worker: each is logged as a warning when it happens, and the first 1,000 are kept.
+    """The events of one worker: each is logged as a warning when it happens, and the first 1,000 of each kind are kept.
 
     Example:
         >>> log = EventLog(worker=2)
@@ -63,7 +63,7 @@ class EventLog:
         event = GossipEvent(kind, step, self.worker, neighbor, detail, time.time())
         with self._lock:
             count = self.counts[kind] = self.counts.get(kind, 0) + 1
-            if len(self.events) < self.LIMIT:
+            if count <= self.LIMIT:
                 self.events.append(event)
         if count <= self._LOGGED:
             last = f" (more of {kind!r} are counted, not logged)" if count == self._LOGGED else ""

@@ -266,14 +266,19 @@ class Exchange:
         return {
             "number": self.neighborhood.number,
             "members": list(self.neighborhood.members),
+            "topology": self.neighborhood.topology.describe(),
             "links": {neighbor: link.state_dict() for neighbor, link in self._links.items()},
             "outer": None if self._outer is None else self._outer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; what links remember only if nobody had been lost, as workers have other numbers now."""
+        """Restore `state_dict`; what links remember only where they are the same links.
+
+        Had somebody been lost, workers have other numbers now, and other neighbours.
+        """
         self.neighborhood.number = state["number"]
-        if state["members"] == list(self.neighborhood.members):
+        here = (list(self.neighborhood.members), self.neighborhood.topology.describe())
+        if (state["members"], state["topology"]) == here:
             for neighbor, link_state in state["links"].items():
                 self._link(neighbor).load_state_dict(link_state)
         if self._outer is not None and state["outer"] is not None:

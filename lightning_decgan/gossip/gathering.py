@@ -30,7 +30,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -131,23 +131,33 @@ class Gathering:
         name: names the gathering, the same on all members; never used before.
         timeout: how long a member may stay away without answering.
         patience: how long one that answers may hold up the others.
+        needed: whether there is still something to meet for.
     """
 
-    def __init__(self, membership: Membership, desk: Desk, name: str, timeout: timedelta, patience: timedelta) -> None:
-        self._membership, self._desk, self._name = membership, desk, name
+    def __init__(
+        self,
+        membership: Membership,
+        desk: Desk,
+        name: str,
+        timeout: timedelta,
+        patience: timedelta,
+        needed: Callable[[], bool],
+    ) -> None:
+        self._membership, self._desk, self._name, self._needed = membership, desk, name, needed
         self._seconds, self._patience_seconds = timeout.total_seconds(), patience.total_seconds()
         self._deadline = time.monotonic() + self._patience_seconds
         self._missing: list[int] = []
         self._told = time.monotonic()
 
-    def run(self) -> tuple[dist.Store, tuple[int, ...]]:
-        """Attempt after attempt, until one is committed."""
-        while True:
+    def run(self) -> tuple[dist.Store, tuple[int, ...]] | None:
+        """Attempt after attempt, until one is committed, or nobody needs one any more."""
+        while self._needed():
             members = self._view()
             host = members[0] == self._membership.worker
             store = self._host(members) if host else self._attend(members)
             if store is not None:
                 return store, members
+        return None
 
     def _view(self) -> tuple[int, ...]:
         """The members by now; raises when this worker has no business here any more, or its patience is at an end."""
@@ -181,7 +191,7 @@ class Gathering:
             while True:
                 with membership.changed:
                     # Views only shrink, and under this lock: nobody is lost between the comparison and the commitment.
-                    if self._view() != members or attempt.outcome == _ABORTED:
+                    if self._view() != members or attempt.outcome == _ABORTED or not self._needed():
                         break
                     self._missing = attempt.missing
                     if not self._missing:
@@ -214,7 +224,7 @@ class Gathering:
         with contextlib.closing(membership.caller(host)) as line:
             while True:
                 view = self._view()
-                if view != members and store is None:
+                if store is None and not (view == members and self._needed()):
                     return None
                 if host not in view:
                     assert store is not None

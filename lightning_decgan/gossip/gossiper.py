@@ -151,8 +151,8 @@ class Gossiper:
         Args:
             until: whether everybody has come.
         """
-        free = self.max_delay != 0 or self.exchange.neighborhood.newest[0] > 0
         while not until():
+            free = self.max_delay != 0 or self.exchange.neighborhood.newest[0] > 0
             if free and (self._pending is None or self._pending.done()):
                 self.finish()
                 self._start()

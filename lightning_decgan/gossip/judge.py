@@ -20,7 +20,10 @@ class Judge:
 
     A difference `d = s_neighbour - s_own` is an outlier when `|d|` is more than `FACTOR` times every one of the last
     accepted `MEMORY` distances of this edge *and* more than a tenth of the smaller of the two snapshots' norms: early
-    in training distances grow by large factors from nearly nothing, which is no reason for suspicion.
+    in training distances grow by large factors from nearly nothing, which is no reason for suspicion. Before `LEAST`
+    distances are known (at the start, after the graph was knit anew, with neighbours that are met once in a while) only
+    the impossible is an outlier: norms `EARLY_FACTOR` apart, of workers that began equal, or a difference that is ten
+    times as long as both snapshots together, which no two vectors of these norms have.
 
     Example:
         >>> mine, its = Header(0, 0, 1.0, void=False), Header(0, 0, 1.0, void=False)
@@ -34,6 +37,7 @@ class Judge:
     """
 
     FACTOR = 100.0
+    EARLY_FACTOR = 10_000.0
     MEMORY = 32
     LEAST = 8
     PATIENCE = 3
@@ -68,6 +72,11 @@ class Judge:
             return "parameters that are not finite and were not published"
         if not math.isfinite(distance):
             return "values that are not finite"
+        smaller, larger = sorted((mine.norm, its.norm))
+        if distance > 10.0 * (smaller + larger):
+            return f"an outlier: a distance of {distance:.3g} between norms of {smaller:.3g} and {larger:.3g}"
+        if len(self._usual) < self.LEAST and larger > self.EARLY_FACTOR * smaller > 0.0:
+            return f"an outlier: a norm of {larger:.3g} beside one of {smaller:.3g}"
         usual = max(self._usual, default=0.0)
         if (
             len(self._usual) >= self.LEAST

@@ -100,6 +100,11 @@ class Membership:
         return self._roster.left
 
     @property
+    def departures(self) -> dict[int, str]:
+        """Why those who are no members any more are none, by worker: a sentence's end for people."""
+        return self._roster.departures
+
+    @property
     def lost_edges(self) -> frozenset[tuple[int, int]]:
         """Links (low, high) between members that are given up, until `forgive_edges`."""
         return self._roster.lost_edges
@@ -202,12 +207,35 @@ class Membership:
 
         Returns:
             A store hosted by the lowest member, and the members: the same tuple on all that return. The store listens
-            at that member's address alone, lives until that member closes, and its own deadline is the patience.
+            at that member's address alone, lives until that member closes (or longer, where it holds `hosted_store`),
+            and its own deadline is the patience.
 
         Raises:
             TimeoutError: a member that answers did not come; the message says who.
             RuntimeError: the others have given up this worker, or `close` was called.
             ValueError: the name was used before, or the timeout is not positive.
+        """
+        met = self.gather_while(lambda: True, name, timeout, patience)
+        assert met is not None
+        return met
+
+    def gather_while(
+        self, needed: Callable[[], bool], name: str, timeout: timedelta, patience: timedelta | None = None
+    ) -> tuple[dist.Store, tuple[int, ...]] | None:
+        """`gather`, unless it turns out that there is nothing to meet for.
+
+        Args:
+            needed: asked whenever this worker is free to go; a function of members and lost edges alone, so that in the
+                end all members answer alike.
+            name: as for `gather`; free again after `None`, for other members.
+            timeout: as for `gather`.
+            patience: as for `gather`.
+
+        Returns:
+            What `gather` returns, or `None`: it was not needed any more, and nobody met.
+
+        Raises:
+            TimeoutError, RuntimeError, ValueError: as `gather`.
         """
         if timeout <= timedelta(0):
             raise ValueError(f"timeout must be positive, found {timeout}")
@@ -215,7 +243,11 @@ class Membership:
             if name in self._names:
                 raise ValueError(f"name must be new for each gathering, found {name!r} again")
             self._names.add(name)
-        return Gathering(self, self._desk, name, timeout, patience or 10 * timeout).run()
+        met = Gathering(self, self._desk, name, timeout, patience or 10 * timeout, needed).run()
+        if met is None:
+            with self.changed:
+                self._names.discard(name)
+        return met
 
     def close(self) -> None:
         """Say goodbye, stop the thread and close all sockets; may be called again."""
@@ -246,6 +278,11 @@ class Membership:
             if self._server is None:
                 self._server = serve_store(self._addresses[self.worker], self.workers)
             return self._server.port
+
+    @property
+    def hosted_store(self) -> dist.Store | None:
+        """The store that this worker hosts, if it does: it is served as long as somebody holds it."""
+        return self._server
 
     def caller(self, worker: int) -> Caller:
         """A connection for requests to a worker."""

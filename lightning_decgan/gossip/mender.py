@@ -95,7 +95,7 @@ class Mender:
             try:
                 self._mend()
             except Exception:  # whatever it was: gossip goes on with the edges that are left
-                self._neighborhood.mending = False
+                self._neighborhood.give_up_mending()
                 if not self._closing:
                     _log.exception("worker %d could not knit the survivors' graph anew", self._membership.worker)
             if not self._changed.is_set():
@@ -105,19 +105,23 @@ class Mender:
         self._neighborhood.abandon_the_lost()
         while not (self._closing or self._resting) and self._fallen_apart():
             self._neighborhood.mending = True
-            self._attempts += 1
-            store, members = self._membership.gather(f"graph {self._attempts}", self._connect_timeout)
+            met = self._membership.gather_while(self._fallen_apart, f"graph {self._attempts}", self._connect_timeout)
+            if met is None:
+                break  # somebody else was lost, and what is left hangs together
+            (store, members), self._attempts = met, self._attempts + 1
             topology = reknit(self._rule, members)
             edges = self._connect(topology, store)
             # Everybody has the same answers before anybody goes on with them: either all adopt this graph or none.
             store.set(f"linked/{self._membership.worker}", "no" if edges is None else "yes")
-            _, still = self._membership.gather(f"graph {self._attempts} linked", self._connect_timeout)
+            _, still = self._membership.gather(f"graph {self._attempts - 1} linked", self._connect_timeout)
             if still != members or any(store.get(f"linked/{member}") != b"yes" for member in members):
                 for edge in (edges or {}).values():
                     edge.close()
                 continue
             assert edges is not None
             self._adopt(topology, edges, members)
+            return
+        self._neighborhood.give_up_mending()
 
     def _fallen_apart(self) -> bool:
         return falls_apart(self._topology, self._membership.members, self._membership.lost_edges)

@@ -56,6 +56,8 @@ class Neighborhood:
         """Gossips begun in this generation; the two ends of an edge count alike."""
         self.mending = False
         """The graph is being knit anew: edges that close meanwhile are not losses."""
+        self._lost_while_mending: list[tuple[int, EdgeError, int]] = []
+        self._silent: set[int] = set()  # who did not answer when its swap was late
         self._current = _Generation(topology, dict(edges))
         self._next: _Generation | None = None
         self._lock = threading.Lock()
@@ -87,6 +89,7 @@ class Neighborhood:
             if self._next is not None:
                 old, self._current, self._next = self._current, self._next, None
                 self.generation, self.number, self.mending = self.generation + 1, 0, False
+                self._lost_while_mending = []
                 _close(old)
             number, self.number = self.number, self.number + 1
         if self.membership is not None:
@@ -114,6 +117,8 @@ class Neighborhood:
         if self.membership is None or neighbor not in self.membership.members:
             return False
         answer = self.membership.ask(neighbor)
+        if answer is None:
+            self._silent.add(neighbor)
         return answer is not None and answer.waiting
 
     def lose(self, neighbor: int, error: EdgeError, step: int) -> None:
@@ -129,13 +134,27 @@ class Neighborhood:
         if self.on_loss == "raise":
             raise EdgeError(f"gossip of step {step}: {error}", error.worker, error.neighbor, error.late) from error
         if self.mending:
-            return  # the neighbour has already adopted the new graph, in which this edge may be there again
+            # The neighbour has probably adopted the new graph already, in which this edge may be there again.
+            self._lost_while_mending.append((neighbor, error, step))
+            return
+        self._tell_of_loss(neighbor, error, step)
+
+    def give_up_mending(self) -> None:
+        """Where no new graph waits to be adopted, what was lost meanwhile is lost."""
+        if self._next is not None:
+            return
+        self.mending = False
+        lost, self._lost_while_mending = self._lost_while_mending, []
+        for neighbor, error, step in lost:
+            self._tell_of_loss(neighbor, error, step)
+
+    def _tell_of_loss(self, neighbor: int, error: EdgeError, step: int) -> None:
         self.events.add("edge_lost", step, neighbor, f"its weight goes back to both ends ({error})")
         if self.membership is None or neighbor not in self.membership.members:
             return
         # A process that has ended is noticed by the door that watches it, at once. Who still answers keeps its other
         # edges; who does not is given up by everybody, and told so should it wake up.
-        if self.membership.ask(neighbor) is None:
+        if neighbor in self._silent or self.membership.ask(neighbor) is None:
             self.membership.report_worker(neighbor, "does not answer", step)
         else:
             self.membership.report_edge(neighbor, "late" if error.late else "link lost", step)
@@ -147,7 +166,7 @@ class Neighborhood:
         self.events.add("isolated", step, neighbor, reason)
         edge = self._current.edges.pop(neighbor, None)
         if edge is not None:
-            edge.close()
+            edge.close(reason)
         if self.membership is None:
             return
         if neighbor_is_to_blame:
@@ -158,9 +177,10 @@ class Neighborhood:
     def abandon_the_lost(self) -> None:
         """Break the waits for workers that are known to be lost; the exchange then loses their edges by itself."""
         assert self.membership is not None
-        for neighbor, edge in list(self._current.edges.items()):
-            if neighbor not in self.membership.members:
-                edge.close()
+        for neighbor, reason in self.membership.departures.items():
+            edge = self._current.edges.get(neighbor)
+            if edge is not None:
+                edge.close(f"worker {neighbor} was lost: {reason}")
 
     def prepare(self, topology: Topology, edges: Mapping[int, Edge]) -> None:
         """Have a new generation ready for the gossip that begins next."""

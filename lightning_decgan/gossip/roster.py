@@ -97,6 +97,16 @@ class Roster:
         with self.changed:
             return [loss for edge, loss in self._edges.items() if self.worker in edge]
 
+    @property
+    def departures(self) -> dict[int, str]:
+        """Why those who are no members any more are none, by worker."""
+        with self.changed:
+            left, lost = self.left, self.lost
+        reasons = dict.fromkeys(left, "it ended before the others")
+        for worker, loss in lost.items():
+            reasons[worker] = f"{loss.reason} (noticed by worker {loss.seen_by} at its step {loss.step})"
+        return dict(sorted(reasons.items()))
+
     def note_loss(self, loss: Loss) -> bool:
         """A worker was given up; whether that is news."""
         with self.changed:

@@ -17,7 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_equal", "average", "broadcast_from_zero", "broadcast_value", "compare_workers", "gather_bytes"]
+__all__ = [
+    "all_equal",
+    "average",
+    "broadcast_from_zero",
+    "broadcast_value",
+    "compare_workers",
+    "gather_bytes",
+    "wait_for_everybody",
+]
 
 # One collective never needs more than this many elements of extra memory.
 _CHUNK_ELEMENTS = 1 << 22
@@ -103,6 +111,11 @@ def gather_bytes(payload: bytes) -> list[bytes]:
     everyone = [torch.zeros_like(padded, device=device) for _ in range(workers)]
     dist.all_gather(everyone, padded.to(device))
     return [bytes(one.cpu().numpy().tobytes()[: int(size)]) for one, size in zip(everyone, sizes, strict=True)]
+
+
+def wait_for_everybody() -> None:
+    """Return once all workers have come here."""
+    gather_bytes(b"")
 
 
 def all_equal(payload: bytes) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,13 +24,21 @@ from lightning_decgan.gossip import (
     Neighborhood,
     connect_edges,
 )
-from lightning_decgan.gossip.meeting import meet
+from lightning_decgan.gossip.meeting import confirm, meet
 from lightning_decgan.topology import Topology
 
 __all__ = ["Assembly", "check_nccl_device", "door_host"]
 
+_T = TypeVar("_T")
+
+_served: list[dist.Store] = []
+"""Where default groups met that were made anew: such a group outlives the fit, and may be used to link up again."""
+
 # Connecting an edge has been seen to take 5 s on an idle machine, so a short gossip deadline does not apply to it.
 _CONNECT_TIMEOUT = timedelta(seconds=30)
+
+_ANSWER_AT_LEAST_WITHIN, _ANSWER_WITHIN = timedelta(seconds=1), timedelta(seconds=10)
+"""How soon a worker that lives answers: a third of the gossip deadline, but no less and no more than this."""
 
 
 class Assembly:
@@ -66,7 +74,8 @@ class Assembly:
         self.step = 0
         self._timeout, self._world_timeout = timeout, world_timeout
         self._backend, self._device, self._on_regroup = backend, device, on_regroup
-        self._meetings = 0
+        self._meetings = self._works = 0
+        self._is_open = True
         self._lost: set[int] = set()
         self._has_met = True
         self.mender = Mender(neighborhood, membership, rule, lambda: self.step, nccl_device=nccl_device)
@@ -97,7 +106,10 @@ class Assembly:
             TimeoutError: somebody opened no door in time.
         """
         store, neighbors = dist.distributed_c10d._get_default_store(), rule.links(worker)
-        membership = Membership.open(worker, rule.workers, store, host)
+        # A question waits behind what the network has yet to carry: on a slow one longer than a connection takes.
+        # Much less than the deadline, or those who wait for the one who asks would give that one up.
+        answer_within = min(max(timeout / 3, _ANSWER_AT_LEAST_WITHIN), _ANSWER_WITHIN)
+        membership = Membership.open(worker, rule.workers, store, host, answer_within)
         edges = connect_edges(worker, rule.workers, neighbors, max(timeout, _CONNECT_TIMEOUT), nccl_device=nccl_device)
         membership.watch(neighbors)
         neighborhood = Neighborhood(worker, rule, edges, membership, EventLog(worker), on_loss)
@@ -152,10 +164,7 @@ class Assembly:
         Raises:
             EdgeError: somebody was lost and that is fatal in this run.
         """
-        reasons = dict.fromkeys(self.membership.left, "it ended before the others")
-        for worker, loss in self.membership.lost.items():
-            reasons[worker] = f"{loss.reason} (noticed by worker {loss.seen_by} at its step {loss.step})"
-        for worker, text in sorted(reasons.items()):
+        for worker, text in self.membership.departures.items():
             self._lost.add(worker)
             if self.neighborhood.on_loss == "raise":
                 raise EdgeError(
@@ -187,12 +196,53 @@ class Assembly:
             self._regroup(store, members)
         self._has_met = True
 
+    def together(self, gossiper: Gossiper, work: Callable[[], _T]) -> _T:
+        """Do something that takes everybody, and do it anew among the survivors if somebody is lost meanwhile.
+
+        Afterwards all who return have seen the same workers take part: a worker that died before it could say that it
+        has done its share may have left some of the others with a result and some without one.
+
+        Args:
+            gossiper: see `meet`.
+            work: collectives of the default group; may be called again, with another group, and must then have the
+                same effect.
+
+        Returns:
+            What `work` returned.
+
+        Raises:
+            TimeoutError, EdgeError: as `meet`.
+            RuntimeError: what `work` raised, if nobody was lost.
+        """
+        self.meet(gossiper)
+        while self._is_open and len(self.members) > 1:
+            result, failure = None, None
+            try:
+                result = work()
+            except (RuntimeError, dist.DistError) as error:
+                # Whoever waits for this worker in a collective learns from its sockets that it waits in vain; they would
+                # stay open as long as a traceback holds the frames that hold the group.
+                failure = error.with_traceback(None)
+                failure.__context__ = failure.__cause__ = None
+                dist.destroy_process_group()
+            self._works += 1
+            name = f"work {self._works}"
+            store, members = confirm(name, self.membership, self._timeout, self._world_timeout)
+            if members == self.members:
+                if failure is not None:
+                    raise failure
+                return cast(_T, result)
+            self.check_losses()
+            self._regroup(store, members)
+        return work()
+
     def part(self) -> None:
         """Training is over for this worker: whoever leaves from now on is no loss, and no graph has to be mended."""
         self.mender.rest()
 
     def close(self) -> None:
         """Leave: the others are told that this is no accident."""
+        self._is_open = False
         self.mender.close()
         self.membership.close()
         self.mender.join()
@@ -201,7 +251,8 @@ class Assembly:
     def _regroup(self, store: dist.Store, members: tuple[int, ...]) -> None:
         lost = sorted(set(self.members) - set(members))
         self.members = members
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         dist.init_process_group(
             self._backend,
             store=dist.PrefixStore("world", store),
@@ -210,6 +261,8 @@ class Assembly:
             timeout=self._world_timeout,
             device_id=None if self._device.type == "cpu" else self._device,
         )
+        if self.membership.hosted_store is not None:
+            _served.append(self.membership.hosted_store)
         self.events.add("regrouped", self.step, None, f"the workers are now {list(members)}; lost: {lost}")
         self._on_regroup(self.rank)
 

@@ -65,7 +65,11 @@ def digest(state_dict: Mapping[str, Any]) -> str:
 
 
 def write_shards(
-    path: str | os.PathLike, worker: int, make_shard: Callable[[], Mapping[str, Any]], consensus: Mapping[str, Any]
+    path: str | os.PathLike,
+    worker: int,
+    make_shard: Callable[[], Mapping[str, Any]],
+    consensus: Mapping[str, Any],
+    gather: Callable[[bytes], list[bytes]] = world.gather_bytes,
 ) -> dict[str, Any]:
     """Write this worker's shard; every worker must call this. Returns the manifest to be stored inside the checkpoint.
 
@@ -75,6 +79,7 @@ def write_shards(
         make_shard: gives what to store; must be loadable with `weights_only=True`. Called here, so that all workers
             hear of it when it fails.
         consensus: the state dict that the checkpoint file will hold.
+        gather: brings everybody's bytes together, by rank.
 
     Raises:
         CheckpointError: on every worker, when one could not write its shard.
@@ -85,7 +90,7 @@ def write_shards(
     except Exception as error:
         # Whatever went wrong here, the others are about to wait for this worker and have to hear of it.
         entry = {"error": f"{type(error).__name__}: {error}"}
-    entries = [json.loads(other) for other in world.gather_bytes(json.dumps(entry).encode())]
+    entries = [json.loads(other) for other in gather(json.dumps(entry).encode())]
     failed = [f"worker {rank}: {other['error']}" for rank, other in enumerate(entries) if "error" in other]
     if failed:
         raise CheckpointError(f"checkpoint {os.fspath(path)} was not written: " + "; ".join(failed))

@@ -6,13 +6,16 @@ when it is read, is in `checkpoint.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from lightning_decgan.gossip import world
 from lightning_decgan.strategy import checkpoint as checkpoints
 from lightning_decgan.strategy.evaluation import Consensus, copy_state_dict
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from lightning_decgan.strategy import resume
 
 __all__ = ["ConsensusCheckpoints"]
+
+_T = TypeVar("_T")
 
 
 class ConsensusCheckpoints(DDPStrategy):
@@ -42,9 +47,14 @@ class ConsensusCheckpoints(DDPStrategy):
         """Whether this worker is the one of its machine that removes files."""
         raise NotImplementedError
 
-    def _meet(self) -> None:
-        """Call the roll before a moment that concerns everybody."""
+    def _together(self, work: Callable[[], _T]) -> _T:
+        """Do something that takes everybody, anew if somebody is lost meanwhile."""
         raise NotImplementedError
+
+    def _put_consensus_on(self) -> None:
+        """Have the model hold the average of all workers."""
+        assert self.lightning_module is not None
+        self._together(partial(self._consensus.put_on, self.lightning_module))
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -54,9 +64,13 @@ class ConsensusCheckpoints(DDPStrategy):
         if self.lightning_module.trainer.interrupted and self.world_size > 1:
             # An error on one worker: a collective would wait for workers that are somewhere else, or gone.
             raise checkpoints.CheckpointError("no checkpoint can be taken after an error: the workers have parted")
-        self._meet()
-        with self._consensus.worn(self.lightning_module):
+        was_on = self._consensus.is_on
+        self._put_consensus_on()
+        try:
             self._dumped = copy_state_dict(self.lightning_module)
+        finally:
+            if not was_on:
+                self._consensus.take_off()
         return self._dumped
 
     @override
@@ -66,15 +80,26 @@ class ConsensusCheckpoints(DDPStrategy):
         manifest = None
         if self._gossiper is not None and "optimizer_states" in checkpoint:
             manifest = checkpoints.write_shards(
-                filepath, self.global_rank, lambda: self._shard(checkpoint), checkpoint["state_dict"]
+                filepath, self.global_rank, lambda: self._shard(checkpoint), checkpoint["state_dict"], self._gather
             )
             checkpoint[checkpoints.MANIFEST_KEY] = manifest
-        super().save_checkpoint(checkpoint, filepath, storage_options)
-        if manifest is not None:
-            self.barrier("the new checkpoint is there: the shards of an older one of this name may go")
+        save = partial(super().save_checkpoint, checkpoint, filepath, storage_options)
+        if manifest is None:
+            save()
+        else:
+            self._together(partial(self._save_and_wait, save))
+            # The new checkpoint is there: the shards of an older one of this name may go.
             if self._tidies_up:
                 checkpoints.remove_shards(filepath, keep=manifest)
         self._dumped = None
+
+    def _save_and_wait(self, save: Callable[[], None]) -> None:
+        """Worker 0 writes the file; should it be lost over that, the next one has its rank and does."""
+        save()
+        world.wait_for_everybody()
+
+    def _gather(self, payload: bytes) -> list[bytes]:
+        return self._together(partial(world.gather_bytes, payload))
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

@@ -65,17 +65,6 @@ class Consensus:
         self._live, self._own = [], []
 
     @contextmanager
-    def worn(self, module: Module) -> Iterator[None]:
-        """The average within the block, and afterwards what there was before."""
-        was_on = self.is_on
-        self.put_on(module)
-        try:
-            yield
-        finally:
-            if not was_on:
-                self.take_off()
-
-    @contextmanager
     def lifted(self) -> Iterator[None]:
         """The worker's own values within the block, and afterwards what there was before."""
         if self.is_on:

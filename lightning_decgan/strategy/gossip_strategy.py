@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -219,7 +220,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
 
     @property
     def events(self) -> list[GossipEvent]:
-        """What this worker noticed of losses, rejected payloads and their mending; the first 1,000."""
+        """What this worker noticed of losses, rejected payloads and their mending; the first 1,000 of each kind."""
         return self._neighborhood.events.events if self._neighborhood else []
 
     @property
@@ -229,9 +230,10 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
 
     def gather_events(self) -> list[dict[str, Any]]:
         """Everybody's events in the order of their time, as plain values; every worker must call this."""
-        self._meet()
-        own = json.dumps([vars(event) for event in self.events]).encode()
-        return sorted((event for one in world.gather_bytes(own) for event in json.loads(one)), key=lambda e: e["time"])
+        everybodys = self._together(
+            lambda: world.gather_bytes(json.dumps([vars(event) for event in self.events]).encode())
+        )
+        return sorted((event for one in everybodys for event in json.loads(one)), key=lambda event: event["time"])
 
     @property
     def last_report(self) -> GossipReport | None:
@@ -448,9 +450,10 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         if self._is_fitting:
             assert self.lightning_module is not None
             self._random_state_before_evaluation = resume.get_random_state()
-            self._meet()
             if self.evaluate == "consensus":
-                self._consensus.put_on(self.lightning_module)
+                self._put_consensus_on()
+            else:
+                self._together(lambda: None)  # each evaluates its own model, but all have gossiped equally often
 
     @override
     def on_validation_end(self) -> None:
@@ -465,11 +468,12 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         assert self.lightning_module is not None
         if self._assembly is not None:
             self._assembly.part()
-        self._meet()
+        if self.evaluate == "consensus":
+            self._put_consensus_on()
+        else:
+            self._together(lambda: None)
         if self.lost_workers:
             tell_loss()
-        if self.evaluate == "consensus":
-            self._consensus.put_on(self.lightning_module)
 
     @override
     def process_dataloader(self, dataloader: object) -> object:
@@ -492,29 +496,28 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             self._gossiper.close()
 
     @override
-    def _meet(self) -> None:
-        if self._assembly is not None and self._gossiper is not None:
-            self._assembly.meet(self._gossiper)
+    def _together(self, work: Callable[[], _T]) -> _T:
+        if self._assembly is None or self._gossiper is None:
+            return work()
+        return self._assembly.together(self._gossiper, work)
 
     @override
     def broadcast(self, obj: _T, src: int = 0) -> _T:
-        self._meet()
-        return world.broadcast_value(obj, src)
+        return self._together(lambda: world.broadcast_value(obj, src))
 
     @override
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        self._meet()
-        super().barrier(*args, **kwargs)
+        self._together(partial(super().barrier, *args, **kwargs))
 
     @override
-    def reduce(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._meet()
-        return super().reduce(*args, **kwargs)
+    def reduce(self, tensor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        # Of a copy each time: the sum is made in place, also by one that is cut short.
+        reduce, is_tensor = super().reduce, isinstance(tensor, Tensor)
+        return self._together(lambda: reduce(tensor.clone() if is_tensor else tensor, *args, **kwargs))
 
     @override
     def all_gather(self, *args: Any, **kwargs: Any) -> Tensor:
-        self._meet()
-        return super().all_gather(*args, **kwargs)
+        return self._together(partial(super().all_gather, *args, **kwargs))
 
     @override
     def teardown(self) -> None:
@@ -563,8 +566,8 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             *describe_tensors(module.named_parameters(), "parameter"),
             *describe_tensors(module.named_buffers(), "buffer"),
             *(f"gossips {name}" for name in gossiped_tensors(module, self.optimizers, self.buffers)),
-            f"topology: {self.topology.describe()}",
-            f"rounds: {self.rounds}, overlap: {self.overlap}, gossip_every: {self.gossip_every}",
+            f"topology: {self.topology.describe()}, exchanged: {self._exchanged_topology().describe()}",
+            f"rounds: {self.rounds}, overlap: {self.overlap}, gossip_every: {self.gossip_every}, edges: {self.edges}",
             f"max_delay: {self.max_delay}, compression: {self.compression}, outer: {self.outer}",
             f"on_loss: {self.on_loss}, seed: {self.seed}",
             f"buffers: {self.buffers}, evaluate: {self.evaluate}",

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import fault_runs, faults
 
 pytestmark = pytest.mark.processes
-TIMED = ("longer than usual", "edges gone after", "graph connected after")
+TIMED = ("longer than usual", "edges gone after", "graph connected after", "somebody waited for")
 
 
 def _broken(outcome: faults.Outcome) -> list[str]:
@@ -22,6 +22,15 @@ def _broken(outcome: faults.Outcome) -> list[str]:
 @pytest.mark.parametrize("row", [faults.kill_one, faults.kill_main, faults.kill_three])
 def test_training_outlives_its_workers(row, seed: int) -> None:
     assert _broken(row(seed)) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_evaluation_in_which_somebody_dies_is_the_survivors(seed: int) -> None:
+    assert _broken(faults.kill_in_evaluation(seed)) == []
+
+
+def test_past_the_deadline_only_a_frozen_workers_edges_go() -> None:
+    assert _broken(faults.freeze_for_long(0)) == []
 
 
 def test_nobody_waits_for_a_frozen_worker_where_swaps_may_be_late() -> None:

@@ -47,7 +47,7 @@ class SimulatedEdge:
             self.network.changed.notify_all()
         return SimulatedSwap(self, incoming, (self.neighbor, self.worker, tag))
 
-    def close(self) -> None:
+    def close(self, reason: str = "") -> None:
         """Nothing to close."""
 
 
