@@ -220,8 +220,8 @@ class Assembly:
             try:
                 result = work()
             except (RuntimeError, dist.DistError) as error:
-                # Whoever waits for this worker in a collective learns from its sockets that it waits in vain; they would
-                # stay open as long as a traceback holds the frames that hold the group.
+                # Whoever waits for this worker in a collective learns from its sockets that it waits in vain; those stay
+                # open as long as a traceback holds the frames that hold the group.
                 failure = error.with_traceback(None)
                 failure.__context__ = failure.__cause__ = None
                 dist.destroy_process_group()
