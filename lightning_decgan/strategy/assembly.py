@@ -220,7 +220,7 @@ class Assembly:
             try:
                 result = work()
             except (RuntimeError, dist.DistError) as error:
-                # Whoever waits for this worker in a collective learns from its sockets that it waits in vain; those stay
+                # Whoever waits for this worker in a collective learns from its sockets that it waits in vain. They stay
                 # open as long as a traceback holds the frames that hold the group.
                 failure = error.with_traceback(None)
                 failure.__context__ = failure.__cause__ = None
