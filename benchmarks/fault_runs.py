@@ -30,7 +30,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_decgan import DecentralizedGossipStrategy, FaultInjector
-from lightning_decgan.callbacks import BadParameters
+from lightning_decgan.callbacks import BadParameters, Kill
 from lightning_decgan.gossip import (
     EventLog,
     Exchange,
@@ -183,6 +183,29 @@ def train(faults: tuple, settings: dict[str, Any], folder: str, batches: int, st
         "validation_loss": float(trainer.callback_metrics["validation_loss"]),
         "checkpoints": sorted(path.name for path in Path(folder).glob("*.ckpt")),
     }
+
+
+def train_again(victim: int) -> dict[str, Any]:
+    """A worker is lost, the run ends, and the same trainer trains on with those who are left."""
+    strategy = DecentralizedGossipStrategy(topology=ring_with_chords())
+    trainer = Trainer(
+        strategy=strategy,
+        accelerator="cpu",
+        devices=WORKERS,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[FaultInjector(Kill(victim, step=10))],
+    )
+    model, worlds, swaps = Steps(seconds=0.01, batches=30), [], []
+    for epochs in (1, 2):
+        trainer.fit_loop.max_epochs = epochs
+        trainer.fit(model)
+        worlds.append(trainer.world_size)
+        swaps.append(strategy.totals.swaps)
+    return {"worlds": worlds, "swaps": swaps, "weight": model.net[0].weight.detach().double().sum().item()}
 
 
 def own_parameters_go_bad() -> dict[str, Any]:

@@ -8,6 +8,7 @@ knits a new one in the background, and the exchange that begins next adopts it.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lightning_decgan.gossip.membership import Membership
 
 __all__ = ["Neighborhood"]
+
+_HELD_UP_SECONDS = 0.5
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Neighborhood:
         self.mending = False
         """The graph is being knit anew: edges that close meanwhile are not losses."""
         self._lost_while_mending: list[tuple[int, EdgeError, int]] = []
+        self._waits_since = 0.0
         self._silent: set[int] = set()  # who did not answer when its swap was late
         self._current = _Generation(topology, dict(edges))
         self._next: _Generation | None = None
@@ -105,9 +109,17 @@ class Neighborhood:
         }
 
     def waits(self, waiting: bool) -> None:
-        """Tell those who ask whether this worker is waiting for somebody itself."""
-        if self.membership is not None:
-            self.membership.waiting = waiting
+        """Tell those who ask whether this worker is waiting for somebody itself, or was a moment ago.
+
+        Who was held up comes late to its next swap too, where its other neighbours wait.
+        """
+        if self.membership is None:
+            return
+        if waiting:
+            self._waits_since = time.monotonic()
+            self.membership.waiting = True
+        elif time.monotonic() - self._waits_since < _HELD_UP_SECONDS:
+            self.membership.waiting = False
 
     def deserves_more_time(self, neighbor: int) -> bool:
         """Whether a neighbour that has missed its deadline is alive and itself waiting for somebody behind it.

@@ -58,7 +58,7 @@ from lightning_decgan.strategy.start import (
     stays_on_this_machine,
 )
 from lightning_decgan.strategy.takeover import agree_on_versions, take_over
-from lightning_decgan.topology import PowerTopology, Topology, build_topology, merges_well
+from lightning_decgan.topology import PowerTopology, Topology, build_topology, merges_well, reknit
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -347,7 +347,8 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         environment = self.cluster_environment
         assert environment is not None
         if self.world_size != self.topology.workers:  # an earlier fit of this process has lost workers
-            self._topology = self.topology.rebuilt_for(self.world_size)
+            assert self._assembly is not None
+            self._topology = reknit(self.topology, self._assembly.members).rule
         topology = self._exchanged_topology()
         if self.world_size == 1:
             return Neighborhood(self.worker, topology, {}, on_loss=self.on_loss)

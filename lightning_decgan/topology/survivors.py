@@ -146,7 +146,7 @@ def falls_apart(topology: Topology, members: Sequence[int], lost_edges: Collecti
     return bool(unheard)
 
 
-def reknit(topology: Topology, members: Sequence[int]) -> Topology:
+def reknit(topology: Topology, members: Sequence[int]) -> Survivors:
     """A connected topology among the survivors: the topology's own rule for as many as they are, in their order.
 
     Where there is no such rule, another one stands in, and `name` tells: for a hypercube of a number that is no power

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
+from lightning_decgan import OuterNesterov, PowerGossip, RandomSubset
 from lightning_decgan.strategy import DecentralizedGossipStrategy
 from lightning_decgan.strategy.checkpoint import MANIFEST_KEY, CheckpointError
 from tests.distributed.models import UsersGAN, make_trainer
@@ -67,8 +68,22 @@ def _assert_same(first: Any, second: Any) -> None:
         ({"topology": "ring", "overlap": True}, 8),  # batch 50 is in the middle of an epoch of 8
         ({"topology": "random_ring", "rounds": 2, "overlap": False, "evaluate": "consensus"}, 8),
         ({"topology": "random_matching", "overlap": True, "gossip_every": 3, "buffers": "average"}, 5),  # 50 ends one
+        ({"compression": "int8"}, 8),
+        ({"compression": PowerGossip(rank=1)}, 8),
+        ({"compression": RandomSubset(fraction=0.2), "topology": "random_matching"}, 8),
+        ({"gossip_every": 4, "outer": OuterNesterov(0.7, 0.5)}, 8),
+        ({"topology": "ring", "rounds": 3, "merge_rounds": True}, 8),
     ],
-    ids=["overlapped", "exact, two rounds", "local steps, end of an epoch"],
+    ids=[
+        "overlapped",
+        "exact, two rounds",
+        "local steps, end of an epoch",
+        "int8",
+        "PowerGossip",
+        "random subsets of random neighbours",
+        "outer step",
+        "merged rounds",
+    ],
 )
 def test_stopping_at_50_and_resuming_equals_100_straight_bit_for_bit(
     tmp_path: Path, settings: dict[str, Any], per_epoch: int

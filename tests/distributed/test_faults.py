@@ -37,6 +37,17 @@ def test_nobody_waits_for_a_frozen_worker_where_swaps_may_be_late() -> None:
     assert _broken(faults.freeze(0)) == []
 
 
+@pytest.mark.parametrize("victim", [0, 5])
+def test_the_survivors_of_a_run_may_train_again(victim: int) -> None:
+    answers = fault_runs.run(fault_runs.train_again, victim)
+    assert sorted(answers) == [worker for worker in range(8) if worker != victim]
+    for answer in answers.values():
+        assert "error" not in answer, answer.get("error")
+        assert answer["worlds"] == [7, 7]
+        assert answer["swaps"][1] > 0
+    assert len({answer["weight"] for answer in answers.values()}) == 1, "the second run too ends with one consensus"
+
+
 @pytest.mark.parametrize("case", ["kill", "kill 0", "kill three", "freeze", "late", "rubbish"])
 def test_the_mean_of_the_survivors_stays(case: str) -> None:
     outcome = faults.mean(case)(3)
