@@ -28,7 +28,7 @@ $(FIDELITY_READY): pyproject.toml constraints.txt
 demo: $(READY)  ## four workers learn to draw digits, decentralized
 	$(BIN)/decgan train experiment=digits
 
-test: $(READY)  ## every test: unit, distributed, command line, examples, the wheel
+test: $(READY)  ## the tests: unit, distributed, command line, examples, the wheel
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-unit: $(READY)  ## the tests that start no process, and the docstrings' examples

@@ -1,8 +1,8 @@
 """Is a GAN that was trained decentralized as good as one trained centralized? Fashion-MNIST, the same images seen.
 
-    python benchmarks/gan_quality.py                              every form, three seeds
+    python benchmarks/gan_quality.py                              ten forms, three seeds
     python benchmarks/gan_quality.py --forms "ring" --seeds 1 --steps 600
-    sudo .venv/bin/python benchmarks/gan_quality.py --delay-ms 50 --forms "ring, late" --seeds 1 --steps 600
+    sudo .venv/bin/python benchmarks/gan_quality.py --delay-ms 50 --forms "one-peer exponential, late" --seeds 1
 
 Every run is a `Trainer.fit` as users call it, of the same networks from the same weights on the same number of images.
 The score is the Frechet distance on the features of a classifier of Fashion-MNIST (not FID: that is on Inception's), of
@@ -41,6 +41,7 @@ from lightning_decgan.callbacks import FidelityCallback
 from lightning_decgan.data import FashionMNISTDataModule
 from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, DecentralizedGANModule
 from lightning_decgan.metrics import Fidelity, train_classifier_features
+from lightning_decgan.metrics.extractors import network_digest
 from lightning_decgan.optim import OptimisticAdam
 
 REFERENCE = "DDP, optimistic Adam"
@@ -290,7 +291,7 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
 
 
-def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int) -> None:
+def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int, features: str) -> None:
     """The score against images seen and against seconds of training, and samples of the first seed of every form.
 
     Of the samples each row is a worker's, all from the same latents.
@@ -312,7 +313,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int) -> None
         ):
             (line,) = axis.plot(places, values.mean(0), label=form, marker="o", markersize=3, **style)
             axis.fill_between(places, values.min(0), values.max(0), alpha=0.12, color=line.get_color())
-    by_images.set(xlabel="images seen by all workers", ylabel="Frechet distance, fashion_mnist_cnn features")
+    by_images.set(xlabel="images seen by all workers", ylabel=f"Frechet distance, {features} features")
     by_seconds.set(xlabel="seconds of training")
     for axis in (by_images, by_seconds):
         axis.set_yscale("log")
@@ -353,8 +354,10 @@ def main() -> None:
         runs = measure(plan, network)
     kept = [{key: value for key, value in run.items() if key not in ("grid", "grids", "rank")} for run in runs]
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    settings |= {"features": features.name, "features_accuracy": features.accuracy}
+    settings["features_sha256"] = network_digest(features)
     path = save_results(arguments.name, settings, kept, arguments.output)
-    draw(runs, path.with_suffix(".png"), BATCH * arguments.workers)
+    draw(runs, path.with_suffix(".png"), BATCH * arguments.workers, features.name)
     where = f"; {arguments.delay_ms or 0:g} ms one way, {arguments.mbit or 'no limit of'} Mbit/s" if slow else ""
     text = (
         f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {BATCH} images each,"

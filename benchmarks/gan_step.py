@@ -16,6 +16,7 @@ machine does falls on all of them alike:
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
@@ -173,7 +174,8 @@ def main() -> None:
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     path = save_results(arguments.name, settings, results, arguments.output)
     how = f"{arguments.loss} loss, {arguments.batch} images, precision {arguments.precision}, {arguments.device}"
-    path.with_suffix(".md").write_text(f"`python benchmarks/gan_step.py`; {how}; {machine_line()}\n\n{table}\n")
+    command = shlex.join(["python", "benchmarks/gan_step.py", *sys.argv[1:]])
+    path.with_suffix(".md").write_text(f"`{command}`; {how}; {machine_line()}\n\n{table}\n")
     print(f"{table}\n\n{path}")
 
 

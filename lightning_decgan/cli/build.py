@@ -36,11 +36,18 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
     from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
     from lightning_decgan.cli.checkpoint import EmbedConfig, embedded_config
+    from lightning_decgan.gan import DecentralizedGANModule
+    from lightning_decgan.gan.checks import check_images
 
     if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
         raise UsageError(f"ckpt_path must be a checkpoint to resume from, found {config.ckpt_path!r}, which is no file")
     datamodule = make(config, "data")
     model = make(config, "model")
+    if isinstance(model, DecentralizedGANModule):
+        try:
+            check_images(model.generator, model.discriminator, datamodule)
+        except ValueError as error:
+            raise UsageError(f"model and data do not fit: {one_line(error)}") from error
     callbacks = [make(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None]
     callbacks.append(EmbedConfig(embedded_config(config)))
     loggers = [make(config, f"logger.{name}") for name, entry in config.logger.items() if entry is not None]

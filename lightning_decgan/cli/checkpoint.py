@@ -172,7 +172,7 @@ def worker_weights(trained: TrainedModel) -> Iterator[dict[str, Tensor]]:
             state = checkpoints.open_shard(trained.path, entry)["checkpoint"]["state_dict"]
         except (checkpoints.CheckpointError, OSError, LookupError, TypeError, RuntimeError) as error:
             reason = one_line(error)
-            raise UsageError(f"worker {worker} of {trained.path} cannot be scored: {reason}") from error
+            raise UsageError(f"worker {worker} of {trained.path} cannot be read: {reason}") from error
         yield state
 
 

@@ -8,7 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["class_labels", "count", "image_batch", "number", "number_of_classes", "separate_players"]
+__all__ = [
+    "check_classes",
+    "check_images",
+    "class_labels",
+    "count",
+    "image_batch",
+    "number",
+    "number_of_classes",
+    "separate_players",
+]
 
 
 def count(name: str, value: Any) -> int:
@@ -88,6 +97,67 @@ def class_labels(batch: Any, num_classes: int) -> Tensor:
             f" are class-conditional; found {found} for labels"
         )
     return labels.long()
+
+
+def check_images(generator: nn.Module, discriminator: nn.Module, data: object) -> None:
+    """Compare the size and the channels that the players are for with those of a DataModule's images.
+
+    Attributes that one of the two sides has not (networks and DataModules of one's own) are not compared.
+
+    Args:
+        generator: May have ``image_size`` and ``channels``.
+        discriminator: Likewise.
+        data: Likewise.
+
+    Raises:
+        ValueError: They differ.
+
+    Example:
+        >>> class Colours:
+        ...     image_size, channels = 32, 3
+        >>> class Grey(nn.Identity):
+        ...     image_size, channels = 32, 1
+        >>> check_images(Grey(), Grey(), Colours())
+        Traceback (most recent call last):
+        ...
+        ValueError: the generator's channels must be 3, that of the images of Colours, found 1
+    """
+    for player, name in ((generator, "generator"), (discriminator, "discriminator")):
+        for attribute in ("image_size", "channels"):
+            mine, its = getattr(player, attribute, None), getattr(data, attribute, None)
+            if isinstance(mine, int) and isinstance(its, int) and mine != its:
+                raise ValueError(
+                    f"the {name}'s {attribute} must be {its}, that of the images of {type(data).__name__}, found {mine}"
+                )
+
+
+def check_classes(classes: int | None, data: object) -> None:
+    """Compare the classes that class-conditional players know with those of a DataModule that has been set up.
+
+    Args:
+        classes: How many; None and nothing is compared.
+        data: May have ``num_classes``, None where its labels say nothing.
+
+    Raises:
+        ValueError: They differ, or the images have no labels.
+
+    Example:
+        >>> class Unlabelled:
+        ...     num_classes = None
+        >>> check_classes(10, Unlabelled())
+        Traceback (most recent call last):
+        ...
+        ValueError: the networks tell 10 classes apart, but the images of Unlabelled have no labels: ...
+    """
+    if classes is not None and hasattr(data, "num_classes"):
+        its = data.num_classes
+        if its is None:
+            raise ValueError(
+                f"the networks tell {classes} classes apart, but the images of {type(data).__name__} have no labels:"
+                " leave num_classes out, or bring labels"
+            )
+        if its != classes:
+            raise ValueError(f"num_classes must be {its}, the classes of {type(data).__name__}, found {classes}")
 
 
 def number_of_classes(generator: nn.Module, discriminator: nn.Module) -> int | None:

@@ -1,14 +1,17 @@
-"""Stop a training that has failed: losses that are not finite, with what they were before. Nothing here trains."""
+"""Stop a training that has failed: losses or weights that are not finite. Nothing here trains."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_decgan.gan.step import StepReport
 
-__all__ = ["LOOK_EVERY", "LossWatch"]
+__all__ = ["LOOK_EVERY", "LossWatch", "check_finite"]
 
 
 LOOK_EVERY = 50
@@ -73,3 +76,23 @@ class LossWatch:
                     " clipping may help; DecentralizedGANModule(terminate_on_nan=False) would go on"
                 )
         self._batch, self._last = batch, values
+
+
+def check_finite(state_dict: Mapping[str, Any]) -> None:
+    """Refuse weights that are about to be saved and are not finite, as a step can make them of finite losses.
+
+    Raises:
+        FloatingPointError: A floating-point tensor holds NaN or infinity; the text names it.
+
+    Example:
+        >>> check_finite({"generator.weight": torch.tensor([1.0, torch.inf])})
+        Traceback (most recent call last):
+        ...
+        FloatingPointError: generator.weight holds values that are not finite: this checkpoint is not written, ...
+    """
+    for name, value in state_dict.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(
+                f"{name} holds values that are not finite: this checkpoint is not written, and those of before are"
+                " kept; DecentralizedGANModule(terminate_on_nan=False) would go on"
+            )

@@ -20,11 +20,20 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
 from lightning_decgan.gan.augment import AugmentSpec, get_augment
-from lightning_decgan.gan.checks import class_labels, count, image_batch, number, number_of_classes, separate_players
+from lightning_decgan.gan.checks import (
+    check_classes,
+    check_images,
+    class_labels,
+    count,
+    image_batch,
+    number,
+    number_of_classes,
+    separate_players,
+)
 from lightning_decgan.gan.ema import averaged_copy, update_average, warmed_up
 from lightning_decgan.gan.game import Game, Labels
 from lightning_decgan.gan.independence import treats_samples_independently
-from lightning_decgan.gan.loss_watch import LossWatch
+from lightning_decgan.gan.loss_watch import LossWatch, check_finite
 from lightning_decgan.gan.losses import LossSpec, get_loss
 from lightning_decgan.gan.penalties import LazyPenalty, PenaltySpec, lazy_penalties
 from lightning_decgan.gan.sampling import Sampling, evaluating, seeded
@@ -238,6 +247,14 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
     # What Lightning calls
 
     @override
+    def setup(self, stage: str) -> None:
+        """Refuse a DataModule whose images or classes are not those of the networks, before anything is trained."""
+        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        if data is not None:
+            check_images(self.generator, self.discriminator, data)
+            check_classes(self.num_classes, data)
+
+    @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """``[discriminator's optimizer, generator's optimizer]``, in this order, and as many schedulers."""
         players = ((self.discriminator, self.discriminator_lr), (self.generator, self.generator_lr))
@@ -306,7 +323,13 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the count of batches, on which the players' turns depend."""
+        """Keep the count of batches, on which the players' turns depend.
+
+        Raises:
+            FloatingPointError: A weight is not finite: a good checkpoint must not give way to it.
+        """
+        if self._watch is not None:
+            check_finite(checkpoint["state_dict"])
         checkpoint["batches_seen"] = self.batches_seen
 
     @override

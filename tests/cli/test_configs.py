@@ -26,6 +26,7 @@ NEEDED = {
     name: ["data.root=/nowhere"]
     for name in ("image_folder", "cifar10", "celeba", "lsun", "imagenet", "cifar10_wgan_gp")
 }
+NEEDED["torchvision"] = ["data.root=/nowhere", "data.name=SVHN"]
 
 
 def size_for(model):
@@ -200,14 +201,17 @@ def test_every_logger_writes_into_the_run_folder(option, tmp_path):
 @pytest.mark.parametrize("option", options("experiment"))
 def test_every_experiment_is_a_whole_run(option, tmp_path):
     # No experiment is told here where its data or its accelerators are.
-    given = ["trainer.accelerator=cpu"]
+    given, folder = ["trainer.accelerator=cpu"], tmp_path / "train"
+    if option in ("imagenet_sagan", "cifar10_wgan_gp"):
+        for number in range(2):
+            (folder / f"{number}").mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(folder / f"{number}" / "1.png")
     if option == "imagenet_sagan":
-        for name in ("fish", "dog"):
-            (tmp_path / "train" / name).mkdir(parents=True)
-            Image.new("RGB", (128, 128)).save(tmp_path / "train" / name / "1.png")
-        given.append(f"data.root={tmp_path / 'train'}")
+        given.append(f"data.root={folder}")
     config = compose([f"experiment={option}", *given, *NEEDED.get(option, [])], run_dir=tmp_path)
-    if option not in ("digits", "imagenet_sagan"):
+    if option == "cifar10_wgan_gp":
+        config.data = compose(["data=image_folder", f"data.root={folder}"]).data
+    elif option not in ("digits", "imagenet_sagan"):
         config.data = compose(["data=digits"]).data
     trainer, model, datamodule = make_run(config)
     assert isinstance(model, DecentralizedGANModule)
@@ -229,6 +233,14 @@ def test_debug_runs_are_short_and_combine_with_experiments(option):
         (["++strategy.round=2"], r"^strategy: .*unexpected keyword argument 'round'"),
         (["++callbacks.sample_gird.samples=4"], r"^callbacks.sample_gird must say what to make by a _target_"),
         (["++model.generator.width=-1"], r"^model.generator: width must be an integer >= 1, found -1$"),
+        (
+            ["channels=3"],
+            r"^model and data do not fit: the generator's channels must be 1, .*Digits.*, found 3$",
+        ),
+        (
+            ["++model.discriminator.image_size=32", "++model.generator.image_size=32"],
+            r"^model and data do not fit: the generator's image_size must be 16, .* found 32$",
+        ),
         (["model=resnet"], r"^model.generator: image_size must be one of 32, 48, 64, found 16$"),
         (["model=sagan", "image_size=48"], r"^model.generator: image_size must be one of 32, 64, 128, found 48$"),
         (["topology=hypercube", "workers=6"], r"^strategy.topology: .*6"),

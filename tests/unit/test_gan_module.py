@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
@@ -353,6 +353,37 @@ def test_labels_that_are_no_classes_are_named(tmp_path):
         DecentralizedGANModule(ConditionalGenerator(), DCGANDiscriminator(width=2))
 
 
+class Labelled(LightningDataModule):
+    """Four black images, whose labels say nothing where there are no classes."""
+
+    def __init__(self, num_classes, image_size=8):
+        super().__init__()
+        self.num_classes, self.image_size, self.channels = num_classes, image_size, 1
+
+    def train_dataloader(self):
+        images = torch.zeros(4, 1, 8, 8)
+        return DataLoader(TensorDataset(images, torch.zeros(4, dtype=torch.int64)), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Labelled(None), "the networks tell 3 classes apart, but the images of Labelled have no labels"),
+        (Labelled(10), "num_classes must be 10, the classes of Labelled, found 3"),
+        (Labelled(2), "num_classes must be 2, the classes of Labelled, found 3"),
+    ],
+)
+def test_a_conditional_gan_refuses_data_of_other_classes_or_none(tmp_path, data, message):
+    gan = DecentralizedGANModule(ConditionalGenerator(), ConditionalDiscriminator())
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).fit(gan, datamodule=data)
+
+
+def test_images_of_another_size_are_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match=r"generator's image_size must be 16, that of the images of \w+, found 8"):
+        trainer(tmp_path).fit(make(), datamodule=Labelled(None, image_size=16))
+
+
 # The joint pass and other ways to train
 
 
@@ -433,6 +464,24 @@ def test_a_good_checkpoint_does_not_give_way_to_one_after_a_loss_that_is_not_fin
         fit(make(Fails), tmp_path, max_epochs=3, callbacks=[checkpoint], enable_checkpointing=True)
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert 0 < kept["batches_seen"] <= 5
+    assert all(value.isfinite().all() for value in kept["state_dict"].values())
+
+
+def test_weights_that_a_step_has_spoilt_are_not_saved_over_good_ones(tmp_path):
+    """The losses of that batch, taken before its step, are finite."""
+
+    class Spoils(DecentralizedGANModule):
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            if self.batches_seen == 4:
+                with torch.no_grad():
+                    next(self.generator.parameters()).fill_(torch.inf)
+
+    checkpoint = ModelCheckpoint(tmp_path, "last", every_n_train_steps=4, enable_version_counter=False)
+    with pytest.raises(FloatingPointError, match=r"generator\..* holds values that are not finite"):
+        fit(make(Spoils), tmp_path, max_epochs=3, callbacks=[checkpoint], enable_checkpointing=True)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["batches_seen"] == 2
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
 
 
