@@ -7,6 +7,7 @@ writes checkpoints from then on. The numbers by which workers know each other in
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -28,6 +29,8 @@ from lightning_decgan.gossip.meeting import confirm, meet
 from lightning_decgan.topology import Topology
 
 __all__ = ["Assembly", "check_nccl_device", "door_host"]
+
+_log = logging.getLogger("lightning_decgan")
 
 _T = TypeVar("_T")
 
@@ -286,4 +289,13 @@ def door_host(main_address: str, on_one_machine: bool) -> str:
         return "127.0.0.1"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((main_address, 9))  # sends nothing: asks the system which of its addresses leads there
-        return str(probe.getsockname()[0])
+        found = str(probe.getsockname()[0])
+    if found.startswith("127.") and not main_address.startswith(("127.", "localhost")):
+        # Debian gives a machine's own name an address that only the machine itself can reach.
+        _log.warning(
+            "MASTER_ADDR %r means %s on this machine, where no other machine can reach this worker: it would be taken"
+            " for dead. Name the main machine by its IP address.",
+            main_address,
+            found,
+        )
+    return found

@@ -76,11 +76,12 @@ def _trainer(strategy: Any, **arguments: Any) -> Trainer:
     return Trainer(strategy=strategy, **(defaults | arguments))
 
 
-def _play(cases: list[tuple[str, str, int, bool]]) -> list[Tensor]:
+def _play(cases: list[tuple[str, str, int, bool, bool]]) -> list[Tensor]:
     trajectories = []
-    for optimizer, topology, rounds, overlap in cases:
+    for optimizer, topology, rounds, overlap, merge in cases:
         game = BilinearGame({"optimistic": OptimisticSGD, "plain": torch.optim.SGD}[optimizer])
-        _trainer(DecentralizedGossipStrategy(topology=topology, rounds=rounds, overlap=overlap)).fit(game)
+        settings: dict[str, Any] = {"topology": topology, "rounds": rounds, "overlap": overlap, "merge_rounds": merge}
+        _trainer(DecentralizedGossipStrategy(**settings)).fit(game)
         trajectories.append(torch.stack(game.trajectory))
     return trajectories
 
@@ -109,14 +110,19 @@ def _solution() -> np.ndarray:
 
 def test_dposg_equals_the_equations_at_every_step_and_plain_descent_ascent_diverges() -> None:
     cases = [
-        ("optimistic", topology, rounds, overlap)
-        for topology in ("ring", "random_matching")
-        for rounds in (1, 3)
+        ("optimistic", topology, rounds, overlap, merge)
+        for topology, rounds, merge in (
+            ("ring", 1, False),
+            ("ring", 3, False),
+            ("ring", 3, True),
+            ("random_matching", 1, False),
+            ("random_matching", 3, False),
+        )
         for overlap in (False, True)
     ]
-    cases.append(("plain", "ring", 1, False))
+    cases.append(("plain", "ring", 1, False, False))
     found = run_workers(WORKERS, _play, cases)
-    for case, (optimizer, topology, rounds, overlap) in enumerate(cases):
+    for case, (optimizer, topology, rounds, overlap, _) in enumerate(cases):
         trajectory = np.stack([worker[case].numpy() for worker in found], axis=1)
         assert trajectory.shape == (STEPS, WORKERS, 2 * SIZE)
         if optimizer == "optimistic":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_decgan.strategy import DecentralizedGossipStrategy
 from lightning_decgan.strategy import gossip_strategy as strategy_module
+from lightning_decgan.strategy.assembly import door_host
 from lightning_decgan.topology import Ring, Topology
 
 
@@ -189,3 +191,16 @@ def test_every_worker_gets_a_shard_of_its_own() -> None:
 
 def test_the_strategy_says_nothing_of_gradients_to_a_ddp_wrapper() -> None:
     assert "DistributedDataParallel" not in vars(strategy_module)
+
+
+def test_a_name_under_which_a_machine_means_only_itself_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Debian's /etc/hosts gives a machine's own name the address 127.0.1.1."""
+    connect = socket.socket.connect
+    monkeypatch.setattr(socket.socket, "connect", lambda probe, address: connect(probe, ("127.0.0.1", address[1])))
+    assert door_host("node-0", on_one_machine=False) == "127.0.0.1"
+    assert "'node-0' means 127.0.0.1 on this machine" in caplog.text
+    caplog.clear()
+    assert door_host("127.0.0.1", on_one_machine=False) == "127.0.0.1"
+    assert caplog.text == ""
