@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,10 @@ def save_results(results: dict[str, Any], folder: Path) -> None:
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """One panel a network: how many times as long as without communication each form's step takes."""
+    """One panel a network: how many times as long as without communication each form's step takes.
+
+    Forms that were measured on less than half of the networks stand in the table alone.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -143,8 +147,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     shown = [[row for row in with_ratios(run) if "to_none" in row and not row.get("again")] for run in runs]
-    names = [form for form in FORMS if any(row["form"] == form for rows in shown for row in rows)]
-    names = [name for name in names if name not in NO_COMMUNICATION.values()]
+    measured = Counter(row["form"] for rows in shown for row in rows)
+    names = [form for form in FORMS if 2 * measured[form] >= len(shown) and form not in NO_COMMUNICATION.values()]
     columns = min(3, len(runs))
     lines = -(-len(runs) // columns)
     figure, axes = plt.subplots(

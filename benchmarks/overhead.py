@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import socket
 import statistics
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.multiprocessing as mp
 from lightning.pytorch import Trainer
+from recording import RESULTS, machine_line, save_results
 from torch.utils.data import DataLoader
 from workload import LOADS, Images, StepTimes, make_module
 
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images a worker and step")
     parser.add_argument("--width", type=int, default=42, help="of the DCGAN")
     parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=LOADS)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
     arguments = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -104,9 +106,13 @@ def main() -> None:
         rows.append(results.get(timeout=600))
     while not context.join():
         pass
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__},"
-          f" {arguments.workers} workers, {arguments.blocks} x {arguments.steps} steps a form")  # fmt: skip
-    print(table(rows, arguments.loads))
+    text = f"{machine_line()}, {arguments.workers} workers, {arguments.blocks} x {arguments.steps} steps a form\n"
+    text += table(rows, arguments.loads)
+    print(text)
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    kept = [{"load": row[0], "form": row[1], "worker": row[2], "seconds": row[3]} for row in rows]
+    path = save_results("overhead", settings, kept, arguments.output)
+    path.with_suffix(".txt").write_text(text + "\n")
 
 
 if __name__ == "__main__":
