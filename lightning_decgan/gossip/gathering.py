@@ -178,10 +178,10 @@ class Gathering:
         membership, desk, key = self._membership, self._desk, self._key(members)
         attempt = desk.enter(key, members)
         port = membership.store_port()
-        store = self._connect(key, membership.worker, port)
-        if store is None:
-            membership.check()
-            raise ConnectionError(f"worker {membership.worker} cannot connect to the store that it hosts itself")
+        self._missing = [membership.worker]
+        while (store := self._connect(key, membership.worker, port)) is None:
+            if self._view() != members:  # which raises when its patience is at an end: a busy machine gets another try
+                return None
         with membership.changed:
             attempt.port = port
             for count in (attempt.arrived, attempt.confirmed):
