@@ -102,7 +102,8 @@ def explanation(runs: Sequence[dict[str, Any]], task: Task) -> str:
         f"Mean ± standard deviation over {seeds} seeds. Difference: to DDP's mean, in standard deviations of DDP's"
         " seeds, + is worse. Verdict: within = the mean is not worse than DDP's worst seed. Distance: of the workers"
         " from their average, relative to its norm, mean over the run's evaluations. Neighbours: how far apart two were"
-        " when they swapped while training, relative to the norm. Steps late: mean (largest). " + task.note
+        " when they swapped while training, relative to the norm; of compressed forms, how large what they swapped was."
+        " Steps late: mean (largest). " + task.note
     )
 
 
