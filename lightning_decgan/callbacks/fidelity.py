@@ -109,6 +109,11 @@ class FidelityCallback(Callback):
         self.sample = sample
         self.images = images
         self.fidelity = Fidelity(features, **fidelity)
+        if self.samples < self.fidelity.settings.kernel_subset_size:
+            raise ValueError(
+                f"samples must be at least kernel_subset_size={self.fidelity.settings.kernel_subset_size}, "
+                f"found {self.samples}: draw more, or score smaller subsets"
+            )
         self.history: list[dict[str, float]] = []
         self._knows_real = False
 

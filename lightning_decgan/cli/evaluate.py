@@ -25,8 +25,6 @@ BETTER = {
     **dict.fromkeys(("frechet_distance", "kernel_distance", "fid", "kid"), "lower"),
     **dict.fromkeys(("inception_score", "precision", "recall"), "higher"),
 }
-RUN_FOLDER = "the run's folder"
-"""What stands for --memorization without a path."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,13 +49,14 @@ def parser() -> argparse.ArgumentParser:
         "--kernel-subset-size", type=int, default=None, metavar="N", help="default: 100; for inception 1000"
     )
     parser.add_argument(
-        "--memorization",
-        nargs="?",
+        "--memorization", action="store_true", help="compare samples with their nearest training images, and draw them"
+    )
+    parser.add_argument(
+        "--picture",
         type=Path,
-        const=Path(RUN_FOLDER),
         default=None,
         metavar="OUT.png",
-        help="compare samples with their nearest training images, and draw them (default: into the run's folder)",
+        help="where --memorization draws (default: the run's memorization.png)",
     )
     parser.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the scores to this file as well")
     parser.add_argument("--data-root", default=None, metavar="DIR", help="where the data is on this machine")
@@ -91,12 +90,13 @@ def main(argv: Sequence[str]) -> int:
         check_range("kernel-subset-size", arguments.kernel_subset_size, 2, MOST_SAMPLES)
     if arguments.weights is not None and arguments.features != "inception":
         raise UsageError("weights are those of --features inception: add it, or leave --weights out")
-    picture = arguments.memorization
-    if picture is not None and picture.name != RUN_FOLDER and picture.suffix.lower() != ".png":
-        raise UsageError(f"memorization must name a picture ending in .png, found {picture}")
+    if arguments.picture is not None and not arguments.memorization:
+        raise UsageError("picture is that of --memorization: add it, or leave --picture out")
     from lightning_decgan.callbacks.files import write_json_atomically
     from lightning_decgan.cli.checkpoint import load_trained, require_workers
+    from lightning_decgan.cli.pictures import check_picture_name
 
+    check_picture_name("picture", arguments.picture, (".png",))
     trained = load_trained(arguments.checkpoint, trust_targets=arguments.trust_targets)
     if arguments.per_worker:
         require_workers(trained)
@@ -208,10 +208,9 @@ def _evaluate(
         "settings": asdict(settings),
         "scores": scores,
     }
-    if arguments.memorization is not None:
-        wanted = arguments.memorization
-        picture = run_folder(trained.path) / "memorization.png" if wanted.name == RUN_FOLDER else wanted
-        with writing("memorization", picture):
+    if arguments.memorization:
+        picture = arguments.picture or run_folder(trained.path) / "memorization.png"
+        with writing("picture", picture):
             result["memorization"] = memorization_report(
                 trained.model, datamodule, network, real, fake, picture, seed=arguments.seed,
                 cache_dir=arguments.cache_dir, source=trained.path.name,

@@ -82,7 +82,7 @@ def test_a_workers_shard_that_cannot_be_used_is_named(checkpoint, tmp_path, dama
         trained.shards[1] = checkpoints.checkpoints.write_shards(path, 1, lambda: {"checkpoint": {}}, {})["shards"][0]
     weights = worker_weights(trained)
     assert set(next(weights)) == set(trained.model.state_dict())
-    with pytest.raises(UsageError, match=f"worker 1 of .*run.ckpt cannot be scored: .*{message}"):
+    with pytest.raises(UsageError, match=f"worker 1 of .*run.ckpt cannot be read: .*{message}"):
         next(weights)
 
 
@@ -163,7 +163,8 @@ def test_inceptions_scores_need_a_thousand_images_unless_told_otherwise(checkpoi
     ("words", "message"),
     [
         (("--weights", "x.pth"), "weights are those of --features inception"),
-        (("--memorization", "x.jpg"), "memorization must name a picture ending in .png, found x.jpg"),
+        (("--memorization", "--picture", "x.jpg"), "picture must end in .png, found x.jpg"),
+        (("--picture", "x.png"), "picture is that of --memorization"),
         (("--kernel-subset-size", "1"), "kernel-subset-size must be an integer from 2"),
         (("--device", "abacus"), "device 'abacus' is not to be had here"),
     ],
@@ -176,7 +177,7 @@ def test_the_nearest_training_images_are_pictured_in_the_runs_folder(checkpoint,
     (tmp_path / "checkpoints").mkdir()
     moved = tmp_path / "checkpoints" / "last.ckpt"
     moved.write_bytes(checkpoint.read_bytes())
-    result, printed = scored(moved, "--memorization", "--scorer", "torchmetrics")
+    result, printed = scored(moved, "--scorer", "torchmetrics", "--memorization")
     found = result["memorization"]
     assert found["picture"] == str(tmp_path / "memorization.png")
     assert (found["features"], found["training_images"], found["samples"], found["held_out_images"]) == (
