@@ -121,7 +121,7 @@ def test_dposg_equals_the_equations_at_every_step_and_plain_descent_ascent_diver
         for overlap in (False, True)
     ]
     cases.append(("plain", "ring", 1, False, False))
-    found = run_workers(WORKERS, _play, cases)
+    found = run_workers(WORKERS, _play, cases, timeout=240.0)
     for case, (optimizer, topology, rounds, overlap, _) in enumerate(cases):
         trajectory = np.stack([worker[case].numpy() for worker in found], axis=1)
         assert trajectory.shape == (STEPS, WORKERS, 2 * SIZE)
