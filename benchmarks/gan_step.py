@@ -16,7 +16,6 @@ machine does falls on all of them alike:
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from recording import RESULTS, machine_line, markdown_table, save_results
+from recording import RESULTS, command_line, machine_line, markdown_table, save_results
 from torch import Tensor, nn
 
 from lightning_decgan.gan import (
@@ -174,8 +173,7 @@ def main() -> None:
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     path = save_results(arguments.name, settings, results, arguments.output)
     how = f"{arguments.loss} loss, {arguments.batch} images, precision {arguments.precision}, {arguments.device}"
-    command = shlex.join(["python", "benchmarks/gan_step.py", *sys.argv[1:]])
-    path.with_suffix(".md").write_text(f"`{command}`; {how}; {machine_line()}\n\n{table}\n")
+    path.with_suffix(".md").write_text(f"`{command_line()}`; {how}; {machine_line()}\n\n{table}\n")
     print(f"{table}\n\n{path}")
 
 

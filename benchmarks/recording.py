@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "describe_machine", "machine_line", "markdown_table", "save_results"]
+__all__ = ["RESULTS", "command_line", "describe_machine", "machine_line", "markdown_table", "save_results"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -58,11 +58,19 @@ def machine_line() -> str:
     return f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {date.today()}"
 
 
+def command_line() -> str:
+    """What was typed, without the folder of results, which is somebody's own."""
+    words = sys.argv[1:]
+    if "--output" in words:
+        place = words.index("--output")
+        del words[place : place + 2]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def save_results(name: str, settings: dict[str, Any], results: Any, folder: Path = RESULTS) -> Path:
     """Write `name`.json with the machine, the command line, the settings and the results; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    content = {"machine": describe_machine(), "command": command, "settings": settings, "results": results}
+    content = {"machine": describe_machine(), "command": command_line(), "settings": settings, "results": results}
     path = folder / f"{name}.json"
     path.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n")
     return path

@@ -342,3 +342,8 @@ def test_scale_refuses_arguments_that_make_no_sense(arguments: list[str], capsys
     with pytest.raises(SystemExit):
         scale.parse(arguments)
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_command_is_kept_without_the_folder_of_its_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/scale.py", "--seeds", "3", "--output", "/my/own", "--only", "a b"])
+    assert recording.command_line() == "python benchmarks/scale.py --seeds 3 --only 'a b'"
