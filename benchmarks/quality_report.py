@@ -76,8 +76,9 @@ def table(runs: Sequence[dict[str, Any]], task: Task) -> str:
             cells += ["" if math.isnan(in_spreads) else f"{in_spreads:+.1f}", verdict]
         distances = [entry["distance"] for run in runs if run["form"] == form for entry in run["history"]]
         cells.append(f"{100 * statistics.mean(distances):.2g} %")
-        apart = [entry["neighbors"] for run in runs if run["form"] == form for entry in run["history"]]
-        cells.append(f"{100 * statistics.mean(apart):.2g} %")
+        entries = [entry for run in runs if run["form"] == form for entry in run["history"]]
+        apart = [entry["neighbors"] for entry in entries if "neighbors" in entry]  # older results have none
+        cells.append(f"{100 * statistics.mean(apart):.2g} %" if apart else "")
         cells.append(lateness([run["late_steps"] for run in runs if run["form"] == form]))
         rows.append(cells)
     return markdown_table([*heading, "distance", "neighbours", "steps late"], rows)
