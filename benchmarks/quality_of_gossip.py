@@ -182,8 +182,15 @@ def merge(answers: list[dict[str, Any]]) -> dict[str, Any]:
     return run | {"late_steps": {str(steps): counts[steps] for steps in sorted(counts)}}
 
 
-def measure(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure(
+    plan: Plan, say: Callable[[str], None], keep: Callable[[list[dict[str, Any]]], Any] = lambda runs: None
+) -> list[dict[str, Any]]:
     """Start the workers, follow them, and return all runs in order.
+
+    Args:
+        plan: what to run.
+        say: is told of each run that has ended.
+        keep: is given all runs so far after each: who ends this early keeps what there is.
 
     Raises:
         ProcessRaisedException: a worker failed; its traceback is in the message.
@@ -192,6 +199,7 @@ def measure(plan: Plan, say: Callable[[str], None]) -> list[dict[str, Any]]:
     metric = TASKS[plan.task].metrics[0]
     for answers, minutes_left in go_through(plan.runs(), functools.partial(answer, plan), plan.workers):
         runs.append(run := merge(answers))
+        keep(runs)
         say(
             f"{len(runs)}/{len(plan.runs())} seed {run['seed']}, {run['form']}: {metric.heading}"
             f" {run['history'][-1][metric.key]:.4f} ({run['seconds']:.1f} s; about {minutes_left:.0f} min left)"
@@ -234,9 +242,11 @@ def main() -> None:
             None if arguments.delay_ms is None else arguments.delay_ms / 1e3,
             tuple(task.callbacks()),
         )
-        runs = measure(plan, lambda text: print(text, file=sys.stderr, flush=True))
         settings = {"task": name, "seeds": plan.seeds, "workers": plan.workers, "steps": plan.steps}
-        path = save_results(f"quality_{name}", settings | {"delay_ms": arguments.delay_ms}, runs, arguments.output)
+        settings["delay_ms"] = arguments.delay_ms
+        keep = functools.partial(save_results, f"quality_{name}", settings, folder=arguments.output)
+        runs = measure(plan, lambda text: print(text, file=sys.stderr, flush=True), keep)
+        path = keep(runs)
         picture = draw(runs, task, path.with_suffix(".png"))
         print("\n" + section(json.loads(path.read_text()), task))
         print(f"{path} and {picture}")
