@@ -185,10 +185,9 @@ def train(faults: tuple, settings: dict[str, Any], folder: str, batches: int, st
     }
 
 
-def train_again(victim: int) -> dict[str, Any]:
-    """A worker is lost, the run ends, and the same trainer trains on with those who are left."""
-    strategy = DecentralizedGossipStrategy(topology=ring_with_chords())
-    trainer = Trainer(
+def _quiet_trainer(strategy: DecentralizedGossipStrategy, fault: Any) -> Trainer:
+    """One epoch in which something happens, and nothing is written."""
+    return Trainer(
         strategy=strategy,
         accelerator="cpu",
         devices=WORKERS,
@@ -197,8 +196,14 @@ def train_again(victim: int) -> dict[str, Any]:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[FaultInjector(Kill(victim, step=10))],
+        callbacks=[FaultInjector(fault)],
     )
+
+
+def train_again(victim: int) -> dict[str, Any]:
+    """A worker is lost, the run ends, and the same trainer trains on with those who are left."""
+    strategy = DecentralizedGossipStrategy(topology=ring_with_chords())
+    trainer = _quiet_trainer(strategy, Kill(victim, step=10))
     model, worlds, swaps = Steps(seconds=0.01, batches=30), [], []
     for epochs in (1, 2):
         trainer.fit_loop.max_epochs = epochs
@@ -211,17 +216,7 @@ def train_again(victim: int) -> dict[str, Any]:
 def own_parameters_go_bad() -> dict[str, Any]:
     """Worker 3's parameters turn into NaN: it publishes nothing from then on, and the others give it up."""
     strategy = DecentralizedGossipStrategy(topology=ring_with_chords())
-    trainer = Trainer(
-        strategy=strategy,
-        accelerator="cpu",
-        devices=WORKERS,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[FaultInjector(BadParameters(3, step=10))],
-    )
+    trainer = _quiet_trainer(strategy, BadParameters(3, step=10))
     model = Steps(seconds=0.02, batches=60)
     trainer.fit(model)
     finite = all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())

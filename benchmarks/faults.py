@@ -72,8 +72,7 @@ def train_with_kills(victims: dict[int, tuple[int, float]], settings: dict[str, 
     survivors = set(range(WORKERS)) - set(victims)
     outcome.require(set(answers) == survivors, f"survivors {sorted(survivors)}, answers of {sorted(answers)}")
     for worker, answer in sorted(answers.items()):
-        if "error" in answer:
-            outcome.require(False, f"worker {worker}: {answer['error'][-400:]}")
+        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
     if outcome.broken:
         return outcome
     graph = ring_with_chords()
@@ -155,8 +154,7 @@ def kill_in_evaluation(seed: int) -> Outcome:
     answers = run(fault_runs.train, (Kill(victim, BATCHES, delay_seconds=delay),), {}, folder, BATCHES, STEP_SECONDS)
     outcome.require(set(answers) == set(range(WORKERS)) - {victim}, f"victim {victim}, answers of {sorted(answers)}")
     for worker, answer in sorted(answers.items()):
-        if "error" in answer:
-            outcome.require(False, f"worker {worker}: {answer['error'][-400:]}")
+        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
     if outcome.broken:
         return outcome
     for worker, answer in answers.items():
@@ -180,8 +178,7 @@ def freeze_for_long(seed: int) -> Outcome:
     awake = answers.pop(victim, {"error": "it did not answer"})
     outcome.require("given up by the others" in awake.get("error", ""), f"the victim {str(awake)[-400:]}")
     for worker, answer in answers.items():
-        if "error" in answer:
-            outcome.require(False, f"worker {worker}: {answer['error'][-400:]}")
+        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
     if outcome.broken:
         return outcome
     for worker, answer in answers.items():
@@ -205,8 +202,7 @@ def freeze(seed: int) -> Outcome:
         fault_runs.train, (Freeze(victim, step, 3.0),), {"max_delay": None}, folder, 2 * BATCHES, STEP_SECONDS
     )
     for worker, answer in answers.items():
-        if "error" in answer:
-            outcome.require(False, f"worker {worker}: {answer['error'][-400:]}")
+        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
     if outcome.broken:
         return outcome
     others = [answer for worker, answer in answers.items() if worker != victim]

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Edge", "EdgeError", "GlooEdge", "Swap", "connect_edges"]
+__all__ = ["Edge", "EdgeError", "GlooEdge", "Swap", "connect_edges", "lost_link"]
 
 # A process may link up several times over one store (a second fit); every worker counts the same, so keys never clash.
 _generations = itertools.count()
@@ -47,6 +47,11 @@ class EdgeError(RuntimeError):
 
     def __str__(self) -> str:
         return self.message
+
+
+def lost_link(worker: int, neighbor: int, why: str = "") -> EdgeError:
+    """The error of a link that has failed or was closed, to be raised."""
+    return EdgeError(f"worker {worker} lost its link to neighbour {neighbor}{why}", worker, neighbor)
 
 
 class Swap(Protocol):
@@ -163,11 +168,7 @@ class GlooEdge:
         with self._lock:
             group = self._group
             if group is None:
-                raise EdgeError(
-                    f"worker {self.worker} lost its link to neighbour {self.neighbor}: {self._closed_because}",
-                    self.worker,
-                    self.neighbor,
-                )
+                raise lost_link(self.worker, self.neighbor, f": {self._closed_because}")
             try:
                 expected, self._expected = self._expected, None
                 if expected is not None and expected[0].data_ptr() == incoming.data_ptr() and expected[1] == tag:
@@ -176,9 +177,7 @@ class GlooEdge:
                     receive = group.recv([incoming], self._peer, tag)
                 send = group.send([outgoing], self._peer, tag)
             except RuntimeError as error:
-                raise EdgeError(
-                    f"worker {self.worker} lost its link to neighbour {self.neighbor}", self.worker, self.neighbor
-                ) from error
+                raise lost_link(self.worker, self.neighbor) from error
             swap = _GlooSwap(self, (receive, send))
             self._in_flight = swap
             self._swaps.put(swap)

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_decgan.gossip.edge import EdgeError, Swap
+from lightning_decgan.gossip.edge import EdgeError, Swap, lost_link
 
 __all__ = ["NcclEdge", "nccl_group"]
 
@@ -92,20 +92,14 @@ class NcclEdge:
         """Launch both directions as one NCCL group, so that neither end waits for the other to receive first."""
         group = self._group  # another thread may close the edge meanwhile
         if group is None:
-            raise EdgeError(
-                f"worker {self.worker} lost its link to neighbour {self.neighbor}: {self._closed_because}",
-                self.worker,
-                self.neighbor,
-            )
+            raise lost_link(self.worker, self.neighbor, f": {self._closed_because}")
         try:
             group._start_coalescing()
             group.recv([incoming], self._peer, tag)
             group.send([outgoing], self._peer, tag)
             return _NcclSwap(self, group._end_coalescing())
         except RuntimeError as error:
-            raise EdgeError(
-                f"worker {self.worker} lost its link to neighbour {self.neighbor}", self.worker, self.neighbor
-            ) from error
+            raise lost_link(self.worker, self.neighbor) from error
 
     def close(self, reason: str = "the link was given up") -> None:
         """Abort what is in flight and leave the group."""
@@ -138,6 +132,4 @@ class _NcclSwap:
             time.sleep(_LOOK_SECONDS)
         error = self._work.exception()  # what has failed counts as completed
         if error is not None:
-            raise EdgeError(
-                f"worker {edge.worker} lost its link to neighbour {edge.neighbor} [{error}]", edge.worker, edge.neighbor
-            )
+            raise lost_link(edge.worker, edge.neighbor, f" [{error}]")
