@@ -1,6 +1,7 @@
 """Is a GAN that was trained decentralized as good as one trained centralized? Fashion-MNIST, the same images seen.
 
     python benchmarks/gan_quality.py                              ten forms, three seeds
+    python benchmarks/gan_quality.py --resume                     what is missing of the same: runs are kept as they end
     python benchmarks/gan_quality.py --forms "ring" --seeds 1 --steps 600
     sudo .venv/bin/python benchmarks/gan_quality.py --delay-ms 50 --forms "one-peer exponential, late" --seeds 1
 
@@ -19,11 +20,12 @@ import argparse
 import contextlib
 import functools
 import itertools
+import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -104,10 +106,12 @@ class Plan:
     steps: int
     features: torch.nn.Module
     samples: int
+    done: frozenset[tuple[int, str]] = frozenset()
 
     def runs(self) -> list[tuple[int, str]]:
         """(seed, form): seeds outermost, so that whatever else the machine does falls on all forms alike."""
-        return [(seed, form) for seed in range(self.seeds) for form in self.forms]
+        runs = [(seed, form) for seed in range(self.seeds) for form in self.forms]
+        return [run for run in runs if run not in self.done]
 
 
 def make_module(form: Form) -> DecentralizedGANModule:
@@ -242,25 +246,46 @@ def answer(plan: Plan, form: str, seed: int) -> dict[str, Any]:
     return train(plan, FORMS[form], seed)
 
 
-def measure(plan: Plan, network: ShapedNetwork | None = None) -> list[dict[str, Any]]:
-    """All runs in order; raises what a worker raised."""
-    runs = []
-    for answers, minutes_left in go_through(plan.runs(), functools.partial(answer, plan), plan.workers, network):
+def measure(plan: Plan, network: ShapedNetwork | None = None) -> Iterator[dict[str, Any]]:
+    """All runs in order, each when it has ended; raises what a worker raised."""
+    runs = plan.runs()
+    for number, (answers, minutes_left) in enumerate(
+        go_through(runs, functools.partial(answer, plan), plan.workers, network), start=1
+    ):
         run = {
-            **answers[0],
+            **{key: value for key, value in answers[0].items() if key not in ("rank", "grid")},
             "own_scores": [one["own_score"] for one in answers],
             "classes": [sum(counts) / CLASSIFIED for counts in zip(*(one["classes"] for one in answers), strict=True)],
             "grids": [one["grid"] for one in answers],
         }
-        runs.append(run)
         score, own = run["history"][-1]["score"], run["own_scores"]
         print(
-            f"{len(runs)}/{len(plan.runs())} seed {run['seed']}, {run['form']}: {score:.2f}, workers {min(own):.2f} to"
-            f" {max(own):.2f} (about {minutes_left:.0f} min left)",
+            f"{number}/{len(runs)} seed {run['seed']}, {run['form']}: {score:.2f}, workers {min(own):.2f} to"
+            f" {max(own):.2f} ({run['seconds']:.0f} s; about {minutes_left:.0f} min left)",
             file=sys.stderr,
             flush=True,
         )
-    return runs
+        yield run
+
+
+def kept_runs(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of a file of results; none where there is no file.
+
+    Raises:
+        ValueError: they are of other settings, so that the two cannot stand in one table.
+    """
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    other = [
+        name
+        for name, value in settings.items()
+        if name not in ("forms", "seeds") and content["settings"][name] != value
+    ]
+    if other:
+        found = ", ".join(f"{name} {content['settings'][name]}" for name in other)
+        raise ValueError(f"--resume: {path} holds runs with {found}; use the same settings, or another --name")
+    return list(content["results"])
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
@@ -292,10 +317,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int, features: str) -> None:
-    """The score against images seen and against seconds of training, and samples of the first seed of every form.
-
-    Of the samples each row is a worker's, all from the same latents.
-    """
+    """The score against images seen and against seconds of training: means, and from the best to the worst seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -322,11 +344,16 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int, feature
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
-    for run in runs:
-        if run["seed"] == 0:
-            rows = [np.hstack([np.array(grid, dtype=np.uint8)[i, 0] for i in range(40)]) for grid in run["grids"]]
-            name = run["form"].replace(", ", "_").replace(" ", "_")
-            plt.imsave(path.with_name(f"{path.stem}_{name}.png"), np.vstack(rows), cmap="gray", vmin=0, vmax=255)
+
+
+def draw_samples(run: dict[str, Any], path: Path) -> None:
+    """What a run drew: each row is a worker's own generator, all from the same latents."""
+    import numpy as np
+    from PIL import Image
+
+    workers = [np.hstack(np.array(grid, dtype=np.uint8)[:, 0]) for grid in run["grids"]]
+    name = run["form"].replace(", ", "_").replace(" ", "_")
+    Image.fromarray(np.vstack(workers)).save(path.with_name(f"{path.stem}_{name}.png"))
 
 
 def main() -> None:
@@ -340,25 +367,34 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=None, help="one way, of an emulated network (needs root)")
     parser.add_argument("--mbit", type=float, default=None, help="of each worker's link there")
     parser.add_argument("--name", default="gan_quality", help="of the files of results")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--resume", action="store_true", help="keep the runs that the file of results holds")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results and plots")
     arguments = parser.parse_args()
     if arguments.steps < EVALUATIONS or arguments.steps % EVALUATIONS:
         parser.error(f"--steps must be a positive multiple of {EVALUATIONS}, found {arguments.steps}")
     features = train_classifier_features(FashionMNISTDataModule())
     forms = arguments.forms or [form for form in FORMS if form not in ON_SLOW_NETWORKS]
     forms = (REFERENCE, *(form for form in forms if form != REFERENCE))
-    plan = Plan(forms, arguments.seeds, arguments.workers, arguments.steps, features, arguments.samples)
-    slow = arguments.delay_ms is not None or arguments.mbit is not None
-    network = ShapedNetwork(plan.workers, arguments.mbit, arguments.delay_ms or 0.0) if slow else None
-    with network if network is not None else contextlib.nullcontext():
-        runs = measure(plan, network)
-    kept = [{key: value for key, value in run.items() if key not in ("grid", "grids", "rank")} for run in runs]
-    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "resume")}
     settings |= {"features": features.name, "features_accuracy": features.accuracy}
     settings["features_sha256"] = network_digest(features)
-    path = save_results(arguments.name, settings, kept, arguments.output)
-    draw(runs, path.with_suffix(".png"), BATCH * arguments.workers, features.name)
+    path = arguments.output / f"{arguments.name}.json"
+    try:
+        runs = kept_runs(path, settings) if arguments.resume else []
+    except ValueError as error:
+        parser.error(str(error))
+    done = frozenset((run["seed"], run["form"]) for run in runs)
+    plan = Plan(forms, arguments.seeds, arguments.workers, arguments.steps, features, arguments.samples, done)
+    slow = arguments.delay_ms is not None or arguments.mbit is not None
+    network = ShapedNetwork(plan.workers, arguments.mbit, arguments.delay_ms or 0.0) if slow else None
     where = f"; {arguments.delay_ms or 0:g} ms one way, {arguments.mbit or 'no limit of'} Mbit/s" if slow else ""
+    with network if network is not None else contextlib.nullcontext():
+        for run in measure(plan, network):
+            runs.append({key: value for key, value in run.items() if key != "grids"})
+            save_results(arguments.name, settings, runs, arguments.output)
+            if run["seed"] == 0:
+                draw_samples(run, path)
+    draw(runs, path.with_suffix(".png"), BATCH * arguments.workers, features.name)
     text = (
         f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {BATCH} images each,"
         f" {arguments.seeds} seeds{where}; Frechet distance on {features.name} features; {machine_line()}\n\n"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
@@ -19,6 +20,7 @@ sys.path.append(str(BENCHMARKS))  # they are scripts: they import each other by 
 import crew  # noqa: E402
 import gan_quality  # noqa: E402
 import gan_step  # noqa: E402
+from recording import save_results  # noqa: E402
 
 
 def answer(form: str, seed: int) -> dict[str, Any]:
@@ -72,13 +74,25 @@ def test_the_table_compares_means_over_seeds_with_ddp() -> None:
     assert "4.0%" in ring, "its rarest class"
 
 
-def test_curves_and_a_grid_for_each_form_are_drawn(tmp_path: Path) -> None:
-    gan_quality.draw(runs(), tmp_path / "quality.png", images_a_step=64, features="fashion_mnist_cnn")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "quality.png",
-        "quality_DDP_optimistic_Adam.png",
-        "quality_ring.png",
-    ]
+def test_curves_and_a_grid_of_every_workers_samples_are_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "quality.json"
+    gan_quality.draw(runs(), path.with_suffix(".png"), images_a_step=64, features="fashion_mnist_cnn")
+    gan_quality.draw_samples(runs()[0], path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["quality.png", "quality_DDP_optimistic_Adam.png"]
+    with Image.open(tmp_path / names[1]) as grid:
+        assert grid.size == (40 * 28, 2 * 28), "forty samples of each of two workers"
+
+
+def test_what_a_file_of_results_holds_is_not_run_again(tmp_path: Path) -> None:
+    settings = {"steps": 600, "seeds": 3, "forms": None}
+    path = save_results("quality", settings, [{"seed": 0, "form": "ring"}], tmp_path)
+    done = frozenset((run["seed"], run["form"]) for run in gan_quality.kept_runs(path, settings | {"seeds": 1}))
+    plan = gan_quality.Plan(("DDP", "ring"), 2, 4, 600, nn.Identity(), 5000, done)
+    assert plan.runs() == [(0, "DDP"), (1, "DDP"), (1, "ring")]
+    assert gan_quality.kept_runs(tmp_path / "none.json", settings) == []
+    with pytest.raises(ValueError, match=r"quality.json holds runs with steps 600; use the same settings"):
+        gan_quality.kept_runs(path, settings | {"steps": 1200})
 
 
 @pytest.mark.parametrize("name", gan_quality.FORMS)
