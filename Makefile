@@ -10,7 +10,7 @@ FIDELITY_READY := $(FIDELITY_VENV)/.ready
 # One thread a worker: four workers on two cores would otherwise fight for them.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-unit test-fidelity lint format docs wheel clean help
+.PHONY: demo test test-unit test-fidelity coverage lint format docs wheel clean help
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -36,6 +36,9 @@ test-unit: $(READY)  ## the tests that start no process, and the docstrings' exa
 
 test-fidelity: $(FIDELITY_READY)  ## torch-fidelity, and torchvision's data sets, in an environment of its own
 	$(FIDELITY_VENV)/bin/python -m pytest -p tests.torchvision_shim tests/fidelity tests/unit/test_torchvision_files.py
+
+coverage: $(READY)  ## which lines the tests reach: all but those that only run in worker processes
+	$(BIN)/python -m pytest -n 3 --dist loadfile --cov=lightning_decgan --cov-report=term tests/unit tests/cli lightning_decgan
 
 lint: $(READY)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

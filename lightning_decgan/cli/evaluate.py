@@ -1,8 +1,9 @@
 """`decgan evaluate`: how close a checkpoint's samples are to the real images that were held back from training.
 
 By default the scores compare features of a classifier trained on the data's own labels; `--features inception` takes
-Inception as torch-fidelity ships it, and only then is a score called FID. Every table and file names the network. One
-process, no workers: with `--per-worker` their weights are taken from the checkpoint's shards.
+Inception as torch-fidelity ships it, and only then is a score called FID; `--features MODULE:NAME` one's own. Every
+table and file names the network. One process, no workers: with `--per-worker` their weights are taken from the
+checkpoint's shards.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--features",
-        choices=("cnn", "inception"),
         default="cnn",
-        help="cnn: a classifier trained on the data's labels (default); inception: the network of the published FID",
+        metavar="cnn|inception|MODULE:NAME",
+        help="cnn: a classifier trained on the data's labels (default); inception: the network of the published FID; "
+        "MODULE:NAME: one of your own, imported from there",
     )
     parser.add_argument("--weights", type=Path, default=None, metavar="FILE", help="of --features inception")
     parser.add_argument(
@@ -88,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
     check_range("seed", arguments.seed, 0, 2**31)
     if arguments.kernel_subset_size is not None:
         check_range("kernel-subset-size", arguments.kernel_subset_size, 2, MOST_SAMPLES)
+    if arguments.features not in ("cnn", "inception") and ":" not in arguments.features:
+        raise UsageError(f"features must be cnn, inception or MODULE:NAME, found {arguments.features!r}")
     if arguments.weights is not None and arguments.features != "inception":
         raise UsageError("weights are those of --features inception: add it, or leave --weights out")
     if arguments.picture is not None and not arguments.memorization:
@@ -147,7 +151,7 @@ def _data_and_features(arguments: argparse.Namespace, trained: TrainedModel) -> 
     from hydra.errors import HydraException
     from hydra.utils import instantiate
 
-    from lightning_decgan.metrics import train_classifier_features
+    from lightning_decgan.metrics import import_features, train_classifier_features
     from lightning_decgan.metrics.inception import inception_features
 
     try:
@@ -168,9 +172,11 @@ def _data_and_features(arguments: argparse.Namespace, trained: TrainedModel) -> 
     try:
         if arguments.features == "inception":
             network: Any = inception_features(arguments.weights)
+        elif ":" in arguments.features:
+            network = import_features(arguments.features)
         else:
             network = train_classifier_features(datamodule, cache_dir=arguments.cache_dir)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         hint = "; or add --features inception" if datamodule.num_classes is None and arguments.features == "cnn" else ""
         raise UsageError(f"features: {one_line(error)}{hint}") from error
     trained.model.to(device)

@@ -3,6 +3,7 @@
 from lightning_decgan.metrics.extractors import ExtractorFeatures, MissingExtraError, register_network
 from lightning_decgan.metrics.features import ClassifierFeatures, train_classifier_features
 from lightning_decgan.metrics.fidelity import Fidelity
+from lightning_decgan.metrics.importing import import_features
 from lightning_decgan.metrics.inception import inception_features
 from lightning_decgan.metrics.memorization import Memorization, check_memorization
 from lightning_decgan.metrics.real_images import real_features
@@ -18,6 +19,7 @@ __all__ = [
     "MissingExtraError",
     "ScoreSettings",
     "check_memorization",
+    "import_features",
     "inception_features",
     "real_features",
     "register_network",

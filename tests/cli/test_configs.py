@@ -179,12 +179,16 @@ def test_every_strategy_makes_a_trainer(option, tmp_path):
 
 
 @pytest.mark.parametrize("option", options("callbacks"))
-def test_every_choice_of_callbacks_is_made_and_ends_the_run(option, tmp_path):
+def test_every_choice_of_callbacks_is_made_and_ends_the_run(option, tmp_path, monkeypatch):
+    # Inception's weights are not to be had everywhere; which network it is does not matter here.
+    stand_in = ClassifierFeatures(1, 8, 10, name="stand_in")
+    monkeypatch.setattr("lightning_decgan.metrics.inception_features", lambda: stand_in)
     config = compose([f"callbacks={option}", "steps=7"], run_dir=tmp_path)
     callbacks = {name: make(config, f"callbacks.{name}") for name in config.callbacks}
     assert all(isinstance(callback, Callback) for callback in callbacks.values())
     assert callbacks["stop"].steps == 7
-    assert ("fidelity" in callbacks) is (option in ("default", "debug", "early_stopping"))
+    assert ("fidelity" in callbacks) is (option in ("default", "debug", "early_stopping", "inception"))
+    assert (option == "inception") is ("fidelity" in callbacks and callbacks["fidelity"].features_name == "stand_in")
 
 
 @pytest.mark.parametrize("option", options("logger"))

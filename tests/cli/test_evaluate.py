@@ -1,6 +1,7 @@
 """`decgan evaluate` beyond one table: each worker, other scorers and features, copies of training images."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -152,6 +153,30 @@ def test_a_distance_is_called_fid_with_published_inception_features_only(checkpo
     assert "features: inception-v3-compat; against 359 images of digits" in printed
 
 
+@pytest.mark.parametrize("name", ["make", "network", "Extractor"])
+def test_ones_own_features_are_imported_and_named(checkpoint, scored, tmp_path, monkeypatch, name):
+    (tmp_path / "own_features.py").write_text(
+        "from torch import nn\n"
+        "from tests.cli.test_evaluate import Thumbnails\n"
+        "from lightning_decgan.metrics import ExtractorFeatures\n"
+        "def make():\n"
+        "    return ExtractorFeatures(Thumbnails(), 'thumbnails')\n"
+        "network = make()\n"
+        "class Extractor(Thumbnails):\n"
+        "    def __init__(self, name, features_list):\n"
+        "        super().__init__()\n"
+        "    @staticmethod\n"
+        "    def get_default_feature_layer_for_metric(metric):\n"
+        "        return '16'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.delitem(sys.modules, "own_features", raising=False)
+    result, _ = scored(checkpoint, "--features", f"own_features:{name}", "--scorer", "torchmetrics")
+    assert result["features"] == ("Extractor-16" if name == "Extractor" else "thumbnails")
+    assert sorted(result["scores"]) == ["frechet_distance", "kernel_distance"]
+
+
 def test_inceptions_scores_need_a_thousand_images_unless_told_otherwise(checkpoint, capsys, monkeypatch):
     stand_in = ExtractorFeatures(Thumbnails(), "inception-v3-compat", is_inception=True)
     monkeypatch.setattr("lightning_decgan.metrics.inception.inception_features", lambda weights: stand_in)
@@ -167,6 +192,8 @@ def test_inceptions_scores_need_a_thousand_images_unless_told_otherwise(checkpoi
         (("--picture", "x.png"), "picture is that of --memorization"),
         (("--kernel-subset-size", "1"), "kernel-subset-size must be an integer from 2"),
         (("--device", "abacus"), "device 'abacus' is not to be had here"),
+        (("--features", "vgg"), "features must be cnn, inception or MODULE:NAME, found 'vgg'"),
+        (("--features", "no_such:thing"), "features 'no_such:thing' cannot be imported: No module named 'no_such'"),
     ],
 )
 def test_words_that_cannot_be_used_are_answered_in_one_line(checkpoint, capsys, words, message):
