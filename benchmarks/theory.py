@@ -48,6 +48,8 @@ STRENGTHS = {"bilinear": 0.0, "strongly monotone": 0.2, "weak Minty": -0.04, "be
 """The m of each problem whose workers are alike."""
 METHODS = ("descent-ascent", "extragradient", "optimistic")
 START = np.array([1.0, 1.0])
+GROUPS = 20
+"""Groups of runs with random graphs of their own."""
 SPREAD, LARGE_SPREAD = 0.5, 0.7
 """By how much workers differ (see `Problem.different`): so much that graphs matter; so much that t decides."""
 
@@ -236,22 +238,33 @@ def simulate(
     name: str,
     problem: Problem,
     h: float,
-    topology: Topology,
+    topologies: Sequence[Topology],
     rounds: int,
     sigma: float,
     steps: int,
     runs: int,
     seed: int,
 ) -> tuple[Array, Array]:
-    """All workers, many runs: |F(mean)|^2 and the mean squared distance to consensus, by step, averaged over runs."""
-    draw = np.random.default_rng(seed)
-    x = np.broadcast_to(START, (runs, topology.workers, 2)).copy()
+    """All workers, many runs: |F(mean)|^2 and the mean squared distance to consensus, by step, averaged over runs.
+
+    `topologies` has one for each of equal groups of runs: random graphs of their own.
+    """
+    draw, workers = np.random.default_rng(seed), problem.workers
+    x = np.broadcast_to(START, (len(topologies), -(-runs // len(topologies)), workers, 2)).copy()
     u = np.zeros_like(x)
     residuals, distances = np.empty(steps), np.empty(steps)
-    fixed = [topology.mixing_matrix(round) for round in range(topology.period or 0)]
+    known: dict[int, Array] = {}
 
     def gradient(at: Array) -> Array:
         return problem.at(at) + sigma * draw.standard_normal(at.shape)
+
+    def mixing(round: int) -> Array:
+        period = topologies[0].period
+        if period is None:
+            return np.stack([topology.mixing_matrix(round) for topology in topologies])[:, None]
+        if round % period not in known:
+            known[round % period] = topologies[0].mixing_matrix(round)
+        return known[round % period]
 
     for step in range(steps):
         if name == "optimistic":
@@ -262,10 +275,10 @@ def simulate(
         else:
             x = x - h * gradient(x)
         for round in range(step * rounds, (step + 1) * rounds):
-            x = (fixed[round % len(fixed)] if fixed else topology.mixing_matrix(round)) @ x
-        mean = x.mean(1)
+            x = mixing(round) @ x
+        mean = x.mean(-2)
         residuals[step] = problem.residual(mean).mean()
-        distances[step] = np.square(x - mean[:, None]).sum(-1).mean()
+        distances[step] = np.square(x - mean[..., None, :]).sum(-1).mean()
     return residuals, distances
 
 
@@ -273,12 +286,14 @@ Rows = list[dict[str, Any]]
 
 
 def curves(
-    name: str, problem: Problem, topology: Topology, rounds: int, arguments: argparse.Namespace, seed: int
+    name: str, problem: Problem, graph: str, rounds: int, arguments: argparse.Namespace, seed: int
 ) -> dict[str, dict[str, list[float]]]:
     """Residual and distance by iteration, measured and predicted."""
     h, sigma, steps = arguments.step, arguments.sigma, arguments.steps
-    measured = simulate(name, problem, h, topology, rounds, sigma, steps, arguments.runs, seed)
-    predicted = zip(*itertools.islice(predict(name, problem, h, topology, rounds, sigma), steps), strict=True)
+    groups = GROUPS if graph.startswith("random") else 1
+    topologies = [build_topology(graph, problem.workers, seed=group, rounds=rounds) for group in range(groups)]
+    measured = simulate(name, problem, h, topologies, rounds, sigma, steps, arguments.runs, seed)
+    predicted = zip(*itertools.islice(predict(name, problem, h, topologies[0], rounds, sigma), steps), strict=True)
     return {
         kind: {"measured": found.tolist(), "predicted": list(exact)}
         for kind, found, exact in zip(("residual", "distance"), measured, predicted, strict=True)
@@ -296,11 +311,10 @@ def ends(found: dict[str, dict[str, list[float]]]) -> dict[str, float]:
 
 def by_iteration(arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, list[float]]]]:
     """The residual of the mean by iteration of every method on every problem whose workers are alike."""
-    topology = build_topology("ring", arguments.workers)
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for problem, m in STRENGTHS.items():
         alike = Problem.alike(m, arguments.workers)
-        found[problem] = {name: curves(name, alike, topology, 1, arguments, 0)["residual"] for name in METHODS}
+        found[problem] = {name: curves(name, alike, "ring", 1, arguments, 0)["residual"] for name in METHODS}
         _say(f"residual by iteration: {problem}")
     return found
 
@@ -309,7 +323,7 @@ def by_workers(arguments: argparse.Namespace) -> Rows:
     """Where the residual ends, by N: noise over N, whatever the graph."""
     rows = []
     for workers in (1, 2, 4, 8, 16, 32):
-        found = curves("optimistic", Problem.alike(0.0, workers), build_topology("ring", workers), 1, arguments, 1)
+        found = curves("optimistic", Problem.alike(0.0, workers), "ring", 1, arguments, 1)
         rows.append({"workers": workers, **ends(found)})
     _say("residual by number of workers")
     return rows
@@ -320,9 +334,8 @@ def by_rounds(arguments: argparse.Namespace) -> Rows:
     problem, rows = Problem.different(SPREAD, arguments.workers), []
     for name in ("ring", "random_ring", "exponential", "one_peer_exponential", "random_matching"):
         for rounds in (1, 2, 3, 5):
-            topology = build_topology(name, arguments.workers, rounds=rounds)
-            found = curves("optimistic", problem, topology, rounds, arguments, 2)
-            rate = topology.consensus_rate() ** rounds
+            found = curves("optimistic", problem, name, rounds, arguments, 2)
+            rate = build_topology(name, arguments.workers, rounds=rounds).consensus_rate() ** rounds
             rows.append({"topology": name, "rounds": rounds, "rate": rate, **ends(found)})
         _say(f"workers that differ: {name}")
     return rows
@@ -334,7 +347,7 @@ def by_rounds_and_iteration(arguments: argparse.Namespace) -> dict[str, dict[str
     found = {}
     for rounds in (1, 2, 3, 5):
         label = f"t = {rounds}, spectral radius {spectral_radius(problem, arguments.step, topology, rounds):.4f}"
-        found[label] = curves("optimistic", problem, topology, rounds, arguments, 5)["residual"]
+        found[label] = curves("optimistic", problem, "ring", rounds, arguments, 5)["residual"]
     _say("workers that differ much, on a ring")
     return found
 
@@ -350,9 +363,8 @@ def by_gap(arguments: argparse.Namespace) -> Rows:
     """Sixteen workers that differ: where residual and distance end against the spectral gap."""
     problem, rows = Problem.different(SPREAD, 16), []
     for name in ("ring", "torus", "exponential", "complete"):
-        topology = build_topology(name, 16)
-        found = curves("optimistic", problem, topology, 1, arguments, 3)
-        rows.append({"topology": name, "gap": topology.spectral_gap(), **ends(found)})
+        found = curves("optimistic", problem, name, 1, arguments, 3)
+        rows.append({"topology": name, "gap": build_topology(name, 16).spectral_gap(), **ends(found)})
     _say("workers that differ, by spectral gap")
     return rows
 
@@ -375,7 +387,7 @@ def by_accuracy(arguments: argparse.Namespace) -> Rows:
                 sigma = arguments.sigma / batch**0.5
                 predicted = iterations_until(problem, h, sigma, epsilon)
                 measured, _ = simulate(
-                    "optimistic", problem, h, topology, 1, sigma, int(1.3 * predicted) + 10, arguments.runs, 4
+                    "optimistic", problem, h, [topology], 1, sigma, int(1.3 * predicted) + 10, arguments.runs, 4
                 )
                 below = np.flatnonzero(measured <= epsilon**2)
                 rows.append(
@@ -439,7 +451,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
         _plot_curves(panel, methods, dict(zip(METHODS, ("tab:red", "tab:green", "tab:blue"), strict=True)))
         panel.set(title=f"workers alike, {problem}, m = {STRENGTHS[problem]:g}", ylim=(1e-5, 1e3))
     panel = next(at)
-    _plot_ends(panel, [{**row, "of": "ring"} for row in results["by_workers"]], "workers", "residual", log=True)
+    _plot_ends(panel, [{**row, "of": "optimistic"} for row in results["by_workers"]], "workers", "residual", log=True)
     panel.set(title="workers alike, bilinear: where it ends", xlabel="workers, N", ylabel=_RESIDUAL)
     panel = next(at)
     for of in dict.fromkeys((row["problem"], row["workers"]) for row in results["by_accuracy"]):
@@ -459,19 +471,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
     panel = next(at)
     gaps = sorted(results["by_gap"], key=lambda row: row["gap"])
     for kind, color in (("residual", "tab:blue"), ("distance", "tab:orange")):
-        _plot_ends(panel, [{**row, "of": kind} for row in gaps], "gap", kind, log=True, color=color)
-    for row in gaps:
-        panel.annotate(
-            row["topology"],
-            (row["gap"], row["residual_measured"]),
-            textcoords="offset points",
-            xytext=(0, 8),
-            ha="center",
-        )
+        _plot_ends(panel, [{**row, "of": kind} for row in gaps], "gap", kind, log=False, color=color)
+    panel.set_xticks([row["gap"] for row in gaps], [f"{row['topology']} {row['gap']:.2f}" for row in gaps], rotation=25)
     panel.set(
         title="16 workers differ, t = 1: where it ends", xlabel="spectral gap", ylabel="squared residual, distance"
     )
-    panel.margins(x=0.15)
+    panel.set_ylim(1e-4, None)  # on the complete graph there is no distance
     for panel in panels.flat:
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)

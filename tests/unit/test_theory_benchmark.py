@@ -31,7 +31,7 @@ def test_one_worker_without_noise_takes_the_steps_of_the_optimizer(name: str, m:
     z = torch.nn.Parameter(torch.tensor(theory.START))
     make = {"descent-ascent": torch.optim.SGD, "extragradient": ExtraSGD, "optimistic": OptimisticSGD}[name]
     optimizer = make([z], lr=STEP)
-    residuals, _ = theory.simulate(name, Problem.alike(m, 1), STEP, build_topology("ring", 1), 1, 0.0, 20, 1, 0)
+    residuals, _ = theory.simulate(name, Problem.alike(m, 1), STEP, [build_topology("ring", 1)], 1, 0.0, 20, 1, 0)
     for residual in residuals:
         for move in ("extrapolate", "step") if name == "extragradient" else ("step",):
             z.grad = A @ z.detach()
@@ -46,7 +46,7 @@ def test_one_worker_without_noise_takes_the_steps_of_the_optimizer(name: str, m:
 @pytest.mark.parametrize("topology", TOPOLOGIES[:2])
 def test_without_noise_the_prediction_is_the_simulation(name: str, rounds: int, topology: str) -> None:
     problem, graph = Problem.different(0.4, 4), build_topology(topology, 4)
-    simulated = theory.simulate(name, problem, STEP, graph, rounds, 0.0, 50, 1, 0)
+    simulated = theory.simulate(name, problem, STEP, [graph], rounds, 0.0, 50, 1, 0)
     np.testing.assert_allclose(predicted(name, problem, graph, rounds, 0.0, 50), simulated, rtol=1e-9, atol=1e-12)
 
 
@@ -55,7 +55,8 @@ def test_without_noise_the_prediction_is_the_simulation(name: str, rounds: int, 
 def test_with_noise_the_prediction_is_the_average_over_runs(topology: str, rounds: int) -> None:
     problem, graph = Problem.different(0.3, 6), build_topology(topology, 6, rounds=rounds)
     exact = predicted("optimistic", problem, graph, rounds, 0.1, 600)[:, 100:].mean(1)
-    simulated = theory.simulate("optimistic", problem, STEP, graph, rounds, 0.1, 600, 100, 0)
+    graphs = [build_topology(topology, 6, seed=seed, rounds=rounds) for seed in range(5)]
+    simulated = theory.simulate("optimistic", problem, STEP, graphs, rounds, 0.1, 600, 100, 0)
     np.testing.assert_allclose([series[100:].mean() for series in simulated], exact, rtol=0.1, atol=1e-12)
 
 
