@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lightning_decgan.callbacks.batches import positive_int, training_batches
 from lightning_decgan.callbacks.files import write_bytes_atomically
+from lightning_decgan.gan.sampling import evaluating, seeded
 
 VISIBLE_SIDE_PIXELS = 48
 """Images smaller than this are enlarged by a whole factor until they are at least this big."""
@@ -97,7 +98,7 @@ def undisturbed(module: nn.Module, seed: int, device: torch.device) -> Iterator[
     Args:
         module: the module whose train/eval modes are kept, each submodule's own.
         seed: of the random numbers drawn inside.
-        device: whose random number generator is set besides the CPU's.
+        device: on which random numbers are drawn, besides the CPU.
 
     Example:
         >>> layer = nn.Dropout()
@@ -108,16 +109,8 @@ def undisturbed(module: nn.Module, seed: int, device: torch.device) -> Iterator[
         >>> layer.training, bool((torch.get_rng_state() == state).all())
         (True, True)
     """
-    modes = {name: part.training for name, part in module.named_modules()}
-    devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        module.eval()
-        try:
-            yield
-        finally:
-            for name, part in module.named_modules():
-                part.training = modes.get(name, part.training)
+    with torch.no_grad(), seeded(seed, device), evaluating(module):
+        yield
 
 
 def check_sampler(caller: str, pl_module: LightningModule, sample: Sampler | None) -> None:
