@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(FIDELITY_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(FIDELITY_VENV)
-	$(FIDELITY_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fidelity]" pytest pytest-timeout lmdb
+	$(FIDELITY_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fidelity,lsun]" pytest pytest-timeout
 	touch $@
 
 demo: $(READY)  ## four workers learn to draw digits, decentralized
