@@ -18,6 +18,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # they are scripts: they import each other by bare names
 
 import crew  # noqa: E402
+import data_loading  # noqa: E402
 import gan_quality  # noqa: E402
 import gan_step  # noqa: E402
 from recording import save_results  # noqa: E402
@@ -115,3 +116,16 @@ def test_steps_are_measured_in_turns_and_compared_with_the_usual_one(
     assert all(len(rates) == 2 and min(rates) > 0 for rates in results.values())
     lines = (tmp_path / "gan_step.md").read_text().splitlines()
     assert sum(line.startswith("| dcgan_28 | ") for line in lines) == len(gan_step.FORMS)
+
+
+def test_every_kind_of_data_is_read_by_the_training_process_and_by_a_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data_loading.py", "--seconds", "0.05", "--blocks", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(data_loading, "_FILES", 160)
+    data_loading.main()
+    found = json.loads((tmp_path / "data_loading.json").read_text())["results"]
+    assert len(found) == 4
+    assert all(rate > 0 for by in found.values() for rates in by.values() for rate in rates)
+    assert "`python benchmarks/data_loading.py" in capsys.readouterr().out
