@@ -20,7 +20,7 @@ import torch
 import torch.multiprocessing as mp
 from shaped_network import ShapedNetwork
 
-__all__ = ["Train", "go_through", "worker_environment"]
+__all__ = ["Train", "go_through", "quiet_lightning", "worker_environment"]
 
 Train: TypeAlias = Callable[[str, int], dict[str, Any]]
 """One run on one worker: `(form, seed) -> answer`; it travels to the workers, so it must be picklable."""
@@ -77,6 +77,13 @@ def worker_environment(rank: int, workers: int, port: int, address: str = "127.0
     torch.set_num_threads(1)
 
 
+def quiet_lightning() -> None:
+    """Only its errors: every run would say again what it found on the machine."""
+    warnings.filterwarnings("ignore", module="lightning")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def go_through(
     runs: Sequence[tuple[int, str]], train: Train, workers: int, network: ShapedNetwork | None = None
 ) -> Iterator[tuple[list[dict[str, Any]], float]]:
@@ -114,9 +121,7 @@ def go_through(
 def _work(rank: int, workers: int, place: Place, runs: Sequence[tuple[int, str]], train: Train, results: Any) -> None:
     place.enter(rank)
     worker_environment(rank, workers, place.port, place.address)
-    warnings.filterwarnings("ignore", module="lightning")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_lightning()
     for number, (seed, form) in enumerate(runs):
         started = time.perf_counter()
         answer = {"rank": rank, "form": form, "seed": seed, **train(form, seed)}

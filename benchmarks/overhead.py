@@ -11,7 +11,6 @@ for 100 ms a step and makes cheap gradients, as when a GPU computes.
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import statistics
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from crew import quiet_lightning, worker_environment
 from lightning.pytorch import Trainer
 from recording import RESULTS, machine_line, save_results
 from torch.utils.data import DataLoader
@@ -39,12 +39,8 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def run_worker(rank: int, arguments: argparse.Namespace, port: int, results: Any) -> None:
     """One worker's part of every form, in turns."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(arguments.workers),
-        LOCAL_WORLD_SIZE=str(arguments.workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        TORCHELASTIC_RUN_ID="overhead",
-    )  # fmt: skip
-    torch.set_num_threads(1)
+    worker_environment(rank, arguments.workers, port)
+    quiet_lightning()
     images = Images(arguments.workers * arguments.steps * arguments.batch)
     for load in arguments.loads:
         for block in range(arguments.blocks):
