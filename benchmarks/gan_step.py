@@ -125,18 +125,24 @@ FORMS: dict[str, tuple[bool, Callable[[Step], None]]] = {
 
 
 def measure(network: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Images a second of every form in every block."""
+    """Images a second of every form in every block: the median step's.
+
+    The forms take one step each in turn, so that whatever else the machine does falls on all of them alike.
+    """
     device = torch.device(arguments.device)
     steps = {form: (Step(network, arguments, joint), step) for form, (joint, step) in FORMS.items()}
     rates: dict[str, list[float]] = {form: [] for form in FORMS}
     for block in range(arguments.blocks + 1):  # the first is the warm-up
-        for form, (game, step) in steps.items():
-            started = _now(device)
-            for _ in range(arguments.steps):
+        seconds: dict[str, list[float]] = {form: [] for form in FORMS}
+        for _ in range(arguments.steps):
+            for form, (game, step) in steps.items():
+                started = _now(device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
                     step(game)
-            if block:
-                rates[form].append(arguments.steps * arguments.batch / (_now(device) - started))
+                seconds[form].append(_now(device) - started)
+        if block:
+            for form, found in seconds.items():
+                rates[form].append(arguments.batch / statistics.median(found))
         print(f"{network}: block {block} of {arguments.blocks}", file=sys.stderr, flush=True)
     return rates
 
