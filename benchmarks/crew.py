@@ -9,7 +9,9 @@ import ctypes
 import logging
 import os
 import queue
+import signal
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ import torch
 import torch.multiprocessing as mp
 from shaped_network import ShapedNetwork
 
-__all__ = ["Train", "go_through", "quiet_lightning", "worker_environment"]
+__all__ = ["Train", "end_with_parent", "go_through", "quiet_lightning", "worker_environment"]
 
 Train: TypeAlias = Callable[[str, int], dict[str, Any]]
 """One run on one worker: `(form, seed) -> answer`; it travels to the workers, so it must be picklable."""
@@ -77,6 +79,13 @@ def worker_environment(rank: int, workers: int, port: int, address: str = "127.0
     torch.set_num_threads(1)
 
 
+def end_with_parent() -> None:
+    """Be killed when the benchmark is: otherwise workers whose answers nobody reads would train on. Linux only."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def quiet_lightning() -> None:
     """Only its errors: every run would say again what it found on the machine."""
     warnings.filterwarnings("ignore", module="lightning")
@@ -119,6 +128,7 @@ def go_through(
 
 
 def _work(rank: int, workers: int, place: Place, runs: Sequence[tuple[int, str]], train: Train, results: Any) -> None:
+    end_with_parent()
     place.enter(rank)
     worker_environment(rank, workers, place.port, place.address)
     quiet_lightning()

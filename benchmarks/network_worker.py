@@ -14,13 +14,11 @@ nothing but training. Whatever libraries print goes to the standard error.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import inspect
 import json
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
@@ -35,6 +33,7 @@ import rivals
 import torch
 import torch.distributed as dist
 from communication_floor import Network, all_reduce_seconds, power_sgd_bytes, swap_seconds
+from crew import end_with_parent
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from network_forms import FORMS, Form, make_settings
@@ -270,15 +269,9 @@ def _run(command: dict[str, Any], channel: Channel) -> dict[str, Any]:
     }
 
 
-def _end_with_parent() -> None:
-    """Be killed when `network.py` is: otherwise a worker would wait on in a network that has gone."""
-    pr_set_pdeathsig = 1  # linux/prctl.h
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
 def serve() -> None:
     """Do what is asked for until the standard input ends."""
-    _end_with_parent()
+    end_with_parent()
     channel = Channel()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

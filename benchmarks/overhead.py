@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-from crew import quiet_lightning, worker_environment
+from crew import end_with_parent, quiet_lightning, worker_environment
 from lightning.pytorch import Trainer
 from recording import RESULTS, machine_line, save_results
 from torch.utils.data import DataLoader
@@ -39,6 +39,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 def run_worker(rank: int, arguments: argparse.Namespace, port: int, results: Any) -> None:
     """One worker's part of every form, in turns."""
+    end_with_parent()
     worker_environment(rank, arguments.workers, port)
     quiet_lightning()
     images = Images(arguments.workers * arguments.steps * arguments.batch)

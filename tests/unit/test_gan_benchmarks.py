@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,47 @@ def test_a_crews_error_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(BENCHMARKS), *sys.path]))
     with pytest.raises(ProcessRaisedException, match="seed 3 cannot be had"):
         list(crew.go_through([(3, "fails")], answer, workers=1))
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent was killed")
+def test_a_crew_ends_when_its_benchmark_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(
+        "import os, pathlib, time, crew\n"
+        "def train(form, seed):\n"
+        "    pathlib.Path(__file__).with_name(os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    list(crew.go_through([(0, 'a')], train, workers=2))\n"
+    )
+    path = os.pathsep.join([str(BENCHMARKS), *sys.path])
+    benchmark = subprocess.Popen([sys.executable, "endless.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path})
+    try:
+        pids = [int(_read(tmp_path / str(rank))) for rank in range(2)]
+    finally:
+        benchmark.kill()
+        benchmark.wait()
+    deadline = time.monotonic() + 30
+    while any(_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a worker outlives its benchmark"
+        time.sleep(0.05)
+
+
+def _read(path: Path) -> str:
+    """What stands in a file that another process is about to write."""
+    deadline = time.monotonic() + 120
+    while not path.exists() or not path.read_text():
+        assert time.monotonic() < deadline, f"no {path.name}"
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def _alive(pid: int) -> bool:
+    """A process that nobody has waited for counts as gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def runs() -> list[dict[str, Any]]:
