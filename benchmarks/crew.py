@@ -22,7 +22,7 @@ import torch
 import torch.multiprocessing as mp
 from shaped_network import ShapedNetwork
 
-__all__ = ["Train", "end_with_parent", "go_through", "quiet_lightning", "worker_environment"]
+__all__ = ["Place", "Train", "end_with_parent", "go_through", "quiet_lightning", "worker_environment"]
 
 Train: TypeAlias = Callable[[str, int], dict[str, Any]]
 """One run on one worker: `(form, seed) -> answer`; it travels to the workers, so it must be picklable."""

@@ -55,6 +55,12 @@ class Outcome:
         if not holds:
             self.broken.append(text)
 
+    def all_well(self, answers: dict[int, dict[str, Any]]) -> bool:
+        """Note what workers failed with; whether everything has held so far."""
+        for worker, answer in sorted(answers.items()):
+            self.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
+        return not self.broken
+
 
 def steps_around(answer: dict[str, Any], fault: float) -> tuple[float, float]:
     """The longest step before the fault and from it on, of one survivor, without the steps that hold an evaluation."""
@@ -71,9 +77,7 @@ def train_with_kills(victims: dict[int, tuple[int, float]], settings: dict[str, 
     answers = run(fault_runs.train, kills, settings, folder, BATCHES, STEP_SECONDS)
     survivors = set(range(WORKERS)) - set(victims)
     outcome.require(set(answers) == survivors, f"survivors {sorted(survivors)}, answers of {sorted(answers)}")
-    for worker, answer in sorted(answers.items()):
-        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
-    if outcome.broken:
+    if not outcome.all_well(answers):
         return outcome
     graph = ring_with_chords()
     deaths = {victim: moment_of(folder, victim) for victim in victims}
@@ -153,9 +157,7 @@ def kill_in_evaluation(seed: int) -> Outcome:
     outcome, folder = Outcome(), tempfile.mkdtemp()
     answers = run(fault_runs.train, (Kill(victim, BATCHES, delay_seconds=delay),), {}, folder, BATCHES, STEP_SECONDS)
     outcome.require(set(answers) == set(range(WORKERS)) - {victim}, f"victim {victim}, answers of {sorted(answers)}")
-    for worker, answer in sorted(answers.items()):
-        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
-    if outcome.broken:
+    if not outcome.all_well(answers):
         return outcome
     for worker, answer in answers.items():
         outcome.require(len(answer["ends"]) == 2 * BATCHES, f"worker {worker} took {len(answer['ends'])} steps")
@@ -177,9 +179,7 @@ def freeze_for_long(seed: int) -> Outcome:
     answers = run(fault_runs.train, (Freeze(victim, step, 9.0),), settings, folder, BATCHES, STEP_SECONDS)
     awake = answers.pop(victim, {"error": "it did not answer"})
     outcome.require("given up by the others" in awake.get("error", ""), f"the victim {str(awake)[-400:]}")
-    for worker, answer in answers.items():
-        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
-    if outcome.broken:
+    if not outcome.all_well(answers):
         return outcome
     for worker, answer in answers.items():
         gone = {neighbor for kind, neighbor, _, _ in answer["events"] if kind == "edge_lost"}
@@ -201,9 +201,7 @@ def freeze(seed: int) -> Outcome:
     answers = run(
         fault_runs.train, (Freeze(victim, step, 3.0),), {"max_delay": None}, folder, 2 * BATCHES, STEP_SECONDS
     )
-    for worker, answer in answers.items():
-        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
-    if outcome.broken:
+    if not outcome.all_well(answers):
         return outcome
     others = [answer for worker, answer in answers.items() if worker != victim]
     moment = moment_of(folder, victim)
@@ -228,9 +226,7 @@ def rubbish(seed: int, payloads: int = 10_000) -> Outcome:
     """Count what is rejected of payloads that are NaN, infinite or far away."""
     outcome = Outcome()
     answers = run(fault_runs.rubbish, payloads, seed, workers=4)
-    for worker, answer in answers.items():
-        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
-    if outcome.broken:
+    if not outcome.all_well(answers):
         return outcome
     sent = sum(answer["sent"] for answer in answers.values())
     rejected = sum(answer["rejected"] for answer in answers.values())
@@ -248,9 +244,7 @@ def mean(case: str) -> Callable[[int], Outcome]:
     def measure(seed: int) -> Outcome:
         outcome = Outcome()
         answers = run(fault_runs.mean_after, case, seed)
-        for worker, answer in answers.items():
-            outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
-        if outcome.broken:
+        if not outcome.all_well(answers):
             return outcome
         members = {tuple(answer["members"]) for answer in answers.values()}
         outcome.require(members == {tuple(sorted(answers))}, f"members {members}, answers of {sorted(answers)}")
@@ -271,9 +265,7 @@ def soak(seed: int, rounds: int = 10_000, every: int = 50) -> Outcome:
     """Many rounds with many faults: does a worker hold on to more and more?"""
     outcome = Outcome()
     answers = run(fault_runs.soak, rounds, every, seed, seconds=900.0)
-    for worker, answer in answers.items():
-        outcome.require("error" not in answer, f"worker {worker}: {answer.get('error', '')[-400:]}")
-    if outcome.broken:
+    if not outcome.all_well(answers):
         return outcome
     for name in ("threads", "files", "memory"):
         growth = max(answer["held"][-1][name] / answer["held"][1][name] - 1 for answer in answers.values())

@@ -17,7 +17,6 @@ import contextlib
 import gc
 import inspect
 import json
-import logging
 import os
 import sys
 import time
@@ -33,7 +32,7 @@ import rivals
 import torch
 import torch.distributed as dist
 from communication_floor import Network, all_reduce_seconds, power_sgd_bytes, swap_seconds
-from crew import end_with_parent
+from crew import end_with_parent, quiet_lightning
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from network_forms import FORMS, Form, make_settings
@@ -275,8 +274,7 @@ def serve() -> None:
     channel = Channel()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_lightning()
     channel.say("ready")
     while (command := channel.hear()) is not None:
         print(f"---- {command['form']}", file=sys.stderr, flush=True)

@@ -11,7 +11,6 @@ for 100 ms a step and makes cheap gradients, as when a GPU computes.
 from __future__ import annotations
 
 import argparse
-import socket
 import statistics
 import sys
 from datetime import timedelta
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-from crew import end_with_parent, quiet_lightning, worker_environment
+from crew import Place, end_with_parent, quiet_lightning, worker_environment
 from lightning.pytorch import Trainer
 from recording import RESULTS, machine_line, save_results
 from torch.utils.data import DataLoader
@@ -90,9 +89,7 @@ def main() -> None:
     parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=LOADS)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results")
     arguments = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = Place.on(None, arguments.workers).port
     results = mp.get_context("spawn").Queue()
     context = mp.start_processes(
         run_worker, (arguments, port, results), nprocs=arguments.workers, join=False, start_method="spawn"
