@@ -47,7 +47,7 @@ from lightning_decgan.metrics.extractors import network_digest
 from lightning_decgan.optim import OptimisticAdam
 
 REFERENCE = "DDP, optimistic Adam"
-EVALUATIONS = 6
+EVALUATIONS = 5
 BATCH = 16
 REAL_IMAGES = 4992
 """Of the 5,000 validation images: as many as the workers' batches make up evenly."""
@@ -362,7 +362,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), help=f"'{REFERENCE}' is always among them")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3000, help=f"batches of a worker; a multiple of {EVALUATIONS}")
+    parser.add_argument("--steps", type=int, default=2000, help=f"batches of a worker; a multiple of {EVALUATIONS}")
     parser.add_argument("--samples", type=int, default=5000, help="generated for a score")
     parser.add_argument("--delay-ms", type=float, default=None, help="one way, of an emulated network (needs root)")
     parser.add_argument("--mbit", type=float, default=None, help="of each worker's link there")
