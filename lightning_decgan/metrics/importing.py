@@ -5,9 +5,12 @@ The module is imported, so it is code that whoever typed its name trusts; nothin
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -48,5 +51,19 @@ def import_features(place: str) -> nn.Module:
     if isinstance(found, type) and hasattr(found, "get_default_feature_layer_for_metric"):
         layer = found.get_default_feature_layer_for_metric("fid")
         return ExtractorFeatures(found(name, [layer]), f"{name}-{layer}")
-    network = found() if callable(found) and not isinstance(found, nn.Module) else found
-    return check_network(network).eval().requires_grad_(False)
+    if callable(found) and not isinstance(found, nn.Module):
+        found = _made_by(found, place)
+    return check_network(found).eval().requires_grad_(False)
+
+
+def _made_by(maker: Callable[..., Any], place: str) -> Any:
+    """What a function or class makes without arguments; errors from inside it are its own and pass."""
+    try:
+        with contextlib.suppress(ValueError):  # some classes written in C do not tell what they take
+            inspect.signature(maker).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"features {place!r} cannot be called without arguments ({error}): it must be a feature network, or a"
+            " function or class that makes one without arguments"
+        ) from error
+    return maker()

@@ -193,6 +193,11 @@ def test_inceptions_scores_need_a_thousand_images_unless_told_otherwise(checkpoi
         (("--kernel-subset-size", "1"), "kernel-subset-size must be an integer from 2"),
         (("--device", "abacus"), "device 'abacus' is not to be had here"),
         (("--features", "vgg"), "features must be cnn, inception or MODULE:NAME, found 'vgg'"),
+        (
+            ("--features", "json:loads"),
+            "features 'json:loads' cannot be called without arguments (missing a required argument: 's'): it must be a"
+            " feature network, or a function or class that makes one without arguments",
+        ),
         (("--features", "no_such:thing"), "features 'no_such:thing' cannot be imported: No module named 'no_such'"),
     ],
 )
