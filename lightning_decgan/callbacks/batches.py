@@ -12,6 +12,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from lightning_decgan.checks import check_integer
+
 
 def training_batches(trainer: Trainer) -> int:
     """The number of batches this worker has trained on, over all epochs and across resumed runs.
@@ -32,22 +34,6 @@ def training_batches(trainer: Trainer) -> int:
     return int(total.processed)
 
 
-def positive_int(name: str, value: object, *, least: int = 1) -> int:
-    """`value` if it is an integer of at least `least`.
-
-    Raises:
-        ValueError: naming the argument, what was found and what would be valid.
-
-    Example:
-        >>> positive_int("columns", 0)
-        Traceback (most recent call last):
-        ValueError: columns must be an integer >= 1, found 0
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer >= {least}, found {value!r}")
-    return value
-
-
 class StopAfterBatches(Callback):
     """Ends `fit` after so many training batches, with a last validation, whatever an epoch's length is.
 
@@ -58,7 +44,8 @@ class StopAfterBatches(Callback):
         steps: batches a worker trains on, counted from the start of training, not from a resume.
 
     Raises:
-        ValueError: if `steps` is no positive integer.
+        TypeError: if `steps` is no integer.
+        ValueError: if it is below 1.
 
     Example:
         >>> StopAfterBatches(steps=2000).steps
@@ -67,7 +54,7 @@ class StopAfterBatches(Callback):
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        self.steps = positive_int("steps", steps)
+        self.steps = check_integer("steps", steps, 1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets a run that was resumed at its end do nothing more."""
@@ -94,7 +81,8 @@ class BatchProgressBar(TQDMProgressBar):
         process_position: lines to leave free above the bar.
 
     Raises:
-        ValueError: if `steps` is no positive integer.
+        TypeError: if `steps` is no integer.
+        ValueError: if it is below 1.
 
     Example:
         >>> BatchProgressBar(steps=2000, refresh_rate=10).steps
@@ -103,7 +91,7 @@ class BatchProgressBar(TQDMProgressBar):
 
     def __init__(self, steps: int, refresh_rate: int = 10, process_position: int = 0) -> None:
         super().__init__(refresh_rate=refresh_rate, process_position=process_position)
-        self.steps = positive_int("steps", steps)
+        self.steps = check_integer("steps", steps, 1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens the bar, at the batch where a resumed run goes on."""

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_decgan.callbacks.batches import positive_int, training_batches
+from lightning_decgan.callbacks.batches import training_batches
+from lightning_decgan.checks import check_integer
 from lightning_decgan.gossip import FlatBuffer
 
 __all__ = ["BadParameters", "BadPayload", "Delay", "FaultInjector", "Freeze", "Kill"]
@@ -39,16 +40,17 @@ class Fault:
         step: the batch, counted from 1 since the training began, over epochs and across resumed runs.
 
     Raises:
-        ValueError: worker < 0, step < 1, or one of them no integer.
+        TypeError: one of them is no integer.
+        ValueError: worker < 0 or step < 1.
     """
 
     worker: int
     step: int
 
     def __post_init__(self) -> None:
-        positive_int("worker", self.worker, least=0)
-        positive_int("step", self.step)
-        positive_int("steps", self._steps)
+        check_integer("worker", self.worker, 0)
+        check_integer("step", self.step, 1)
+        check_integer("steps", self._steps, 1)
 
     @property
     def _steps(self) -> int:

@@ -16,8 +16,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_decgan.callbacks.batches import positive_int, training_batches
+from lightning_decgan.callbacks.batches import training_batches
 from lightning_decgan.callbacks.sample_grid import Sampler, check_sampler, draw, undisturbed
+from lightning_decgan.checks import check_integer
 from lightning_decgan.metrics import Fidelity
 
 
@@ -78,8 +79,9 @@ class FidelityCallback(Callback):
         history: one `{"step": batches, "frechet_distance": ..., ...}` a measurement; it survives a resume.
 
     Raises:
-        TypeError: if `features` is no module, or training starts with a module that has no `sample`.
-        ValueError: if a number is not a positive integer.
+        TypeError: if `features` is no module, a number no integer, or training starts with a module that has no
+            `sample`.
+        ValueError: if a number is out of its range.
 
     Example:
         >>> from lightning_decgan.data import DigitsDataModule
@@ -103,9 +105,9 @@ class FidelityCallback(Callback):
         super().__init__()
         if not isinstance(features, nn.Module):
             raise TypeError(f"features must be a torch.nn.Module that maps images to features, found {features!r}")
-        self.samples = positive_int("samples", samples, least=2)
-        self.batch_size = positive_int("batch_size", batch_size)
-        self.seed = positive_int("seed", seed, least=0)
+        self.samples = check_integer("samples", samples, 2)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.seed = check_integer("seed", seed, 0)
         self.sample = sample
         self.images = images
         self.fidelity = Fidelity(features, **fidelity)

@@ -11,7 +11,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_decgan.callbacks.batches import positive_int, training_batches
+from lightning_decgan.callbacks.batches import training_batches
+from lightning_decgan.checks import check_integer
 
 
 class GossipMonitor(Callback):
@@ -33,7 +34,8 @@ class GossipMonitor(Callback):
         every_n_steps: training batches between two measurements.
 
     Raises:
-        ValueError: if `every_n_steps` is no positive integer.
+        TypeError: if `every_n_steps` is no integer.
+        ValueError: if it is below 1.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -42,7 +44,7 @@ class GossipMonitor(Callback):
 
     def __init__(self, every_n_steps: int = 50) -> None:
         super().__init__()
-        self.every_n_steps = positive_int("every_n_steps", every_n_steps)
+        self.every_n_steps = check_integer("every_n_steps", every_n_steps, 1)
         self._active = False
         self._neighbor_distance: float | None = None
         self._counting = False

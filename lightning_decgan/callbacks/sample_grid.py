@@ -19,8 +19,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 
-from lightning_decgan.callbacks.batches import positive_int, training_batches
+from lightning_decgan.callbacks.batches import training_batches
 from lightning_decgan.callbacks.files import write_bytes_atomically
+from lightning_decgan.checks import check_integer
 from lightning_decgan.gan.sampling import evaluating, seeded
 
 VISIBLE_SIDE_PIXELS = 48
@@ -44,13 +45,14 @@ def image_grid(images: Tensor, columns: int = 8) -> Tensor:
         (C, height, width) of dtype uint8 on the CPU.
 
     Raises:
-        ValueError: if `images` has another shape or no image, or `columns` is no positive integer.
+        TypeError: if `columns` is no integer.
+        ValueError: if `images` has another shape or no image, or `columns` is below 1.
 
     Example:
         >>> image_grid(torch.zeros(6, 1, 8, 8), columns=3).shape  # 8 pixels become 48; gaps of 2
         torch.Size([1, 102, 152])
     """
-    columns = positive_int("columns", columns)
+    columns = check_integer("columns", columns, 1)
     if images.ndim != 4 or images.shape[0] == 0 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(f"images must have the shape (n, 1 or 3, height, width), found {tuple(images.shape)}")
     count, channels, height, width = images.shape
@@ -166,8 +168,9 @@ class SampleGrid(Callback):
         dirpath: folder of the pictures; default: `samples` in the logger's folder or the Trainer's default_root_dir.
 
     Raises:
-        ValueError: on a negative or non-integer number.
-        TypeError: when training starts with a module that has no method `sample`, and no `sample` was given.
+        ValueError: on a number out of its range.
+        TypeError: on a number that is no integer, or when training starts with a module that has no method
+            `sample`, and no `sample` was given.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -184,10 +187,10 @@ class SampleGrid(Callback):
         dirpath: str | Path | None = None,
     ) -> None:
         super().__init__()
-        self.every_n_steps = positive_int("every_n_steps", every_n_steps, least=0)
-        self.samples = positive_int("samples", samples)
-        self.columns = positive_int("columns", columns)
-        self.seed = positive_int("seed", seed, least=0)
+        self.every_n_steps = check_integer("every_n_steps", every_n_steps, 0)
+        self.samples = check_integer("samples", samples, 1)
+        self.columns = check_integer("columns", columns, 1)
+        self.seed = check_integer("seed", seed, 0)
         if sample is not None and not callable(sample):
             raise TypeError(f"sample must be callable as sample(pl_module, n), found {sample!r}")
         self.sample = sample

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.cli.errors import UsageError, one_line
 from lightning_decgan.topology import TOPOLOGIES, Topology, build_topology
-from lightning_decgan.topology.checks import check_integer
 
 DESCRIPTION = "Show who talks to whom, how fast a topology brings workers to agreement, and what it costs a step."
 

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, Subset
 
-from lightning_decgan.data.checks import require_integer
+from lightning_decgan.checks import check_integer
 from lightning_decgan.data.images import LabelledImages, labels_of
 from lightning_decgan.data.partition import Partition, check_partition, class_histogram, make_shards
 from lightning_decgan.data.shard_sampler import ShardSampler
@@ -91,10 +91,10 @@ class ImageDataModule(LightningDataModule, ABC):
         partition_seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.batch_size = require_integer("batch_size", batch_size, minimum=1)
-        self.image_size = require_integer("image_size", image_size, MINIMUM_IMAGE_SIZE, maximum_image_size)
-        self.num_workers = require_integer("num_workers", num_workers, minimum=0)
-        self.seed = require_integer("seed", seed, minimum=0, maximum=2**63 - 1)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.image_size = check_integer("image_size", image_size, MINIMUM_IMAGE_SIZE, maximum_image_size)
+        self.num_workers = check_integer("num_workers", num_workers, 0)
+        self.seed = check_integer("seed", seed, 0, 2**63 - 1)
         if isinstance(validation_fraction, bool) or not isinstance(validation_fraction, (int, float)):
             raise TypeError(f"validation_fraction must be a number between 0 and 1, found {validation_fraction!r}")
         if not 0.0 < validation_fraction < 1.0:
@@ -104,7 +104,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.partition, self.alpha = partition, float(alpha)
         if partition_seed is None:
             partition_seed = self.seed
-        self.partition_seed = require_integer("partition_seed", partition_seed, minimum=0, maximum=2**63 - 1)
+        self.partition_seed = check_integer("partition_seed", partition_seed, 0, 2**63 - 1)
         self._place: tuple[int, int] | None = None
         self._images: LabelledImages | None = None
         self._test_images: LabelledImages | None = None

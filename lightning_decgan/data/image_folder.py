@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.data.base import ImageDataModule
-from lightning_decgan.data.checks import require_integer
 from lightning_decgan.data.partition import Partition
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -194,7 +194,7 @@ class ImageFolderDataModule(ImageDataModule):
             alpha=alpha,
             partition_seed=partition_seed,
         )
-        self.channels = require_integer("channels", channels, 1, 3)
+        self.channels = check_integer("channels", channels, 1, 3)
         if self.channels == 2:
             raise ValueError("channels must be 1 (grey) or 3 (RGB), found 2")
         # Relative roots are bound now: loader processes and workers may stand in another folder.

@@ -8,12 +8,13 @@ worker sees the images of its shard is :mod:`lightning_decgan.data.shard_sampler
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from lightning_decgan.checks import check_integer
 
 Partition = Literal["iid", "by_label", "dirichlet"]
 PARTITIONS: tuple[str, ...] = get_args(Partition)
@@ -217,15 +218,8 @@ def epoch_images(shards: Sequence[Shard]) -> int:
 
 def _positions_by_class(labels: Labels, workers: Any, seed: Any) -> list[tuple[int, Shard]]:
     """The classes that occur, in ascending order, each with the positions of its images; checks all arguments."""
-    for name, value, least in (("workers", workers, 1), ("seed", seed, 0)):
-        try:
-            number = None if isinstance(value, bool) else operator.index(value)
-        except TypeError:
-            number = None
-        if number is None:
-            raise TypeError(f"{name} must be an integer >= {least}, found {value!r}")
-        if number < least:
-            raise ValueError(f"{name} must be an integer >= {least}, found {value!r}")
+    check_integer("workers", workers, 1)
+    check_integer("seed", seed, 0)
     values = np.asarray(labels)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"labels must be a vector with one label an image, found the shape {values.shape}")

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.data import torchvision_source as source
 from lightning_decgan.data.base import ImageDataModule
-from lightning_decgan.data.checks import require_integer
 from lightning_decgan.data.image_folder import MAXIMUM_IMAGE_SIZE, image_to_tensor
 from lightning_decgan.data.partition import Partition
 
@@ -163,7 +163,7 @@ class TorchvisionDataModule(ImageDataModule):
             alpha=alpha,
             partition_seed=partition_seed,
         )
-        self.channels = require_integer("channels", channels, 1, 3)
+        self.channels = check_integer("channels", channels, 1, 3)
         if self.channels == 2:
             raise ValueError("channels must be 1 (grey) or 3 (RGB), found 2")
         if not isinstance(labels, (bool, str)):

@@ -8,33 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_decgan.checks import check_integer
+
 __all__ = [
     "check_classes",
     "check_images",
     "class_labels",
-    "count",
     "image_batch",
     "number",
     "number_of_classes",
     "separate_players",
 ]
-
-
-def count(name: str, value: Any) -> int:
-    """``value`` if it is an integer of at least 1.
-
-    Raises:
-        ValueError: It is not; booleans are not integers here.
-
-    Example:
-        >>> count("width", 0)
-        Traceback (most recent call last):
-        ...
-        ValueError: width must be an integer >= 1, found 0
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, found {value!r}")
-    return value
 
 
 def number(name: str, value: Any, wanted: str, holds: Callable[[float], bool]) -> float:
@@ -175,7 +159,7 @@ def number_of_classes(generator: nn.Module, discriminator: nn.Module) -> int | N
         raise ValueError(
             f"generator and discriminator must have the same num_classes, found {classes[0]} and {classes[1]}"
         )
-    return None if classes[0] is None else count("num_classes", classes[0])
+    return None if classes[0] is None else check_integer("num_classes", classes[0], 1)
 
 
 def separate_players(generator: nn.Module, discriminator: nn.Module) -> None:

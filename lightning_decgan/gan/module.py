@@ -19,12 +19,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.gan.augment import AugmentSpec, get_augment
 from lightning_decgan.gan.checks import (
     check_classes,
     check_images,
     class_labels,
-    count,
     image_batch,
     number,
     number_of_classes,
@@ -156,13 +156,13 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             raise TypeError(f"lr_scheduler must be a callable of an optimizer, found {type(lr_scheduler).__name__}")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, found {schedule!r}")
-        self.latent_dim = count("latent_dim", latent_dim)
+        self.latent_dim = check_integer("latent_dim", latent_dim, 1)
         self.penalty_weight = number("penalty_weight", penalty_weight, ">= 0", lambda weight: weight >= 0)
-        self.penalty_every_steps = count("penalty_every_steps", penalty_every_steps)
+        self.penalty_every_steps = check_integer("penalty_every_steps", penalty_every_steps, 1)
         self.generator_lr = number("generator_lr", generator_lr, "> 0", lambda lr: lr > 0)
         self.discriminator_lr = number("discriminator_lr", discriminator_lr, "> 0", lambda lr: lr > 0)
-        self.generator_every_steps = count("generator_every_steps", generator_every_steps)
-        self.discriminator_every_steps = count("discriminator_every_steps", discriminator_every_steps)
+        self.generator_every_steps = check_integer("generator_every_steps", generator_every_steps, 1)
+        self.discriminator_every_steps = check_integer("discriminator_every_steps", discriminator_every_steps, 1)
         if min(generator_every_steps, discriminator_every_steps) > 1:
             raise ValueError(
                 "one of generator_every_steps and discriminator_every_steps must be 1, "

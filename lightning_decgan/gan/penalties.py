@@ -15,7 +15,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_decgan.gan.checks import count, number
+from lightning_decgan.checks import check_integer
+from lightning_decgan.gan.checks import number
 
 __all__ = [
     "PENALTIES",
@@ -207,7 +208,7 @@ class LazyPenalty:
         if get_penalty(self.penalty) is None:
             raise TypeError("penalty must be a name or a callable, found None")
         number("weight", self.weight, ">= 0", lambda weight: weight >= 0)
-        count("every_steps", self.every_steps)
+        check_integer("every_steps", self.every_steps, 1)
 
     def is_due(self, step: int) -> bool:
         """Whether the discriminator's step of this number, from 0, is one with this penalty."""

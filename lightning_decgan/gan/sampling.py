@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lightning_decgan.gan.checks import count
+from lightning_decgan.checks import check_integer
 from lightning_decgan.gan.game import full_precision
 
 __all__ = ["Sampling", "evaluating", "seeded"]
@@ -110,10 +110,10 @@ class Sampling:
             ``(n, C, H, W)`` in [-1, 1], on the module's device.
 
         Raises:
-            ValueError: ``n`` is not a positive integer, or labels are given to a generator without classes, or are not
-                classes.
+            TypeError: ``n`` is not an integer.
+            ValueError: ``n`` is below 1, or labels are given to a generator without classes, or are not classes.
         """
-        count("n", n)
+        check_integer("n", n, 1)
         with seeded(seed, self._sampling_device):
             return self.render(self.sample_latent(n), labels=labels, ema=ema)
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_decgan.data.base import MINIMUM_IMAGE_SIZE, ImageDataModule, require_integer
+from lightning_decgan.checks import check_integer
+from lightning_decgan.data.base import MINIMUM_IMAGE_SIZE, ImageDataModule
 from lightning_decgan.metrics.feature_cache import cache_key, default_cache_dir, exclusive, load_weights, save_weights
 
 ARCHITECTURE_VERSION = 1
@@ -64,10 +65,10 @@ class ClassifierFeatures(nn.Module):
         self, channels: int, image_size: int, num_classes: int, *, num_features: int = 64, name: str = "cnn"
     ) -> None:
         super().__init__()
-        self.channels = require_integer("channels", channels, 1, 3)
-        self.image_size = require_integer("image_size", image_size, MINIMUM_IMAGE_SIZE)
-        self.num_classes = require_integer("num_classes", num_classes, 2)
-        self.num_features = require_integer("num_features", num_features, 1)
+        self.channels = check_integer("channels", channels, 1, 3)
+        self.image_size = check_integer("image_size", image_size, MINIMUM_IMAGE_SIZE)
+        self.num_classes = check_integer("num_classes", num_classes, 2)
+        self.num_features = check_integer("num_features", num_features, 1)
         self.name = name
         self.accuracy: float | None = None
         self._frozen = False
@@ -171,8 +172,8 @@ def train_classifier_features(
             f"a classifier cannot be trained on {datamodule.name!r}: it has {found}. Put the images of each class into "
             f"a sub-folder of its own, or hand Fidelity a feature network of your own"
         )
-    seed = require_integer("seed", seed, 0, 2**63 - 1)
-    epochs = None if epochs is None else require_integer("epochs", epochs, 1)
+    seed = check_integer("seed", seed, 0, 2**63 - 1)
+    epochs = None if epochs is None else check_integer("epochs", epochs, 1)
     device = torch.device(device)
     with _own_world(device.type, seed):
         return _load_or_train(datamodule, cache_dir, epochs, seed, device, progress)

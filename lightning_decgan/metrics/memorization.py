@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_decgan.data.base import require_integer
+from lightning_decgan.checks import check_integer
 
 _QUERY_ROWS, _REFERENCE_ROWS = 1024, 8192
 _LOW_QUANTILE = 0.01
@@ -47,7 +47,7 @@ def nearest_neighbors(queries: Tensor, references: Tensor, count: int = 1) -> tu
             "queries and references must be (n, d) and (m, d), "
             f"found {tuple(queries.shape)} and {tuple(references.shape)}"
         )
-    count = require_integer("count", count, 1, len(references))
+    count = check_integer("count", count, 1, len(references))
     # A common shift changes no distance, and keeps the squares small whose differences are taken.
     center = references.double().mean(dim=0)
     distances = torch.empty(len(queries), count, dtype=torch.float64)
@@ -201,8 +201,8 @@ def check_memorization(
             raise ValueError(f"{name} must hold features of at least one image, found none")
         if not torch.isfinite(features).all():
             raise ValueError(f"{name} must be finite, found features that are not: the generator has diverged")
-    seed = require_integer("seed", seed, 0, 2**63 - 1)
-    neighbors = require_integer("neighbors", neighbors, 1, len(training))
+    seed = check_integer("seed", seed, 0, 2**63 - 1)
+    neighbors = check_integer("neighbors", neighbors, 1, len(training))
     rows = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(seed))[: len(generated)].sort().values
     distances, nearest = nearest_neighbors(generated, training, neighbors)
     held_out_distances, held_out_nearest = nearest_neighbors(held_out[rows], training, neighbors)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_decgan.data.base import require_integer
+from lightning_decgan.checks import check_integer
 
 _LOWEST_LOG_PROBABILITY = -600.0  # below it a probability in double precision is 0, and 0 * (-inf) is not a number
 _ROWS_AT_A_TIME = 2048
@@ -49,11 +49,11 @@ class ScoreSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_integer("kernel_subsets", self.kernel_subsets, 1)
-        require_integer("kernel_subset_size", self.kernel_subset_size, 2)
-        require_integer("inception_splits", self.inception_splits, 1)
-        require_integer("neighborhood", self.neighborhood, 1)
-        require_integer("seed", self.seed, 0, 2**63 - 1)
+        check_integer("kernel_subsets", self.kernel_subsets, 1)
+        check_integer("kernel_subset_size", self.kernel_subset_size, 2)
+        check_integer("inception_splits", self.inception_splits, 1)
+        check_integer("neighborhood", self.neighborhood, 1)
+        check_integer("seed", self.seed, 0, 2**63 - 1)
 
     def check_counts(self, real: int, fake: int) -> None:
         """Refuse numbers of images that are too small for a score.

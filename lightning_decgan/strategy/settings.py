@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.gossip import OuterNesterov
 
 __all__ = ["check_settings"]
@@ -34,10 +35,7 @@ def check_settings(**settings: Any) -> None:
     """
     for name, found in settings.items():
         if name in _LEAST:
-            if isinstance(found, bool) or not isinstance(found, int):
-                raise TypeError(f"{name} must be an integer >= {_LEAST[name]}, found {found!r}")
-            if found < _LEAST[name]:
-                raise ValueError(f"{name} must be an integer >= {_LEAST[name]}, found {found}")
+            check_integer(name, found, _LEAST[name])
         elif name in _CHOICES:
             if found not in _CHOICES[name]:
                 valid = " or ".join(repr(choice) for choice in _CHOICES[name])
@@ -51,10 +49,7 @@ def check_settings(**settings: Any) -> None:
             raise TypeError(f"overlap must be True or False, found {found!r}")
         elif name == "merge_rounds" and not (found is None or isinstance(found, bool)):
             raise TypeError(f"merge_rounds must be None, True or False, found {found!r}")
-        elif name == "max_delay":
-            if isinstance(found, bool) or not (found is None or isinstance(found, int)):
-                raise TypeError(f"max_delay must be an integer >= 0 or None, found {found!r}")
-            if found is not None and found < 0:
-                raise ValueError(f"max_delay must be an integer >= 0 or None, found {found}")
+        elif name == "max_delay" and found is not None:
+            check_integer("max_delay, if not None,", found, 0)
         elif name == "outer" and not (found is None or isinstance(found, OuterNesterov)):
             raise TypeError(f"outer must be None or OuterNesterov(lr, momentum), found {found!r}")

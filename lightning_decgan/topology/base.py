@@ -15,8 +15,9 @@ from typing import Self
 import networkx as nx
 import numpy as np
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.topology import mixing
-from lightning_decgan.topology.checks import Matrix, check_integer
+from lightning_decgan.topology.checks import Matrix
 
 RANDOM_DRAWS = 256
 """Rounds over which a schedule that is drawn anew is averaged where no exact rate is known."""

@@ -7,8 +7,6 @@ Nothing here repairs what is more than rounding, and nothing here talks.
 
 from __future__ import annotations
 
-import operator
-
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
@@ -17,37 +15,6 @@ TOLERANCE = 1e-6
 """What counts as rounding in a given matrix: float32 entries pass, a weight that was mistyped does not."""
 
 Matrix = npt.NDArray[np.float64]
-
-
-def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
-    """Return an integer argument as an int, or say what is wrong with it.
-
-    Args:
-        name: of the argument, for the error.
-        value: what was given; NumPy integers pass, bool does not.
-        minimum: the smallest value that is valid.
-        maximum: the largest; None is no limit.
-
-    Raises:
-        TypeError: not an integer.
-        ValueError: out of range.
-
-    Example:
-        >>> check_integer("rounds", 0, 1)
-        Traceback (most recent call last):
-        ...
-        ValueError: rounds must be an integer >= 1, found 0
-    """
-    valid = f"an integer >= {minimum}" if maximum is None else f"an integer in {minimum}..{maximum}"
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be {valid}, found {value!r} ({type(value).__name__})") from None
-    if number < minimum or (maximum is not None and number > maximum):
-        raise ValueError(f"{name} must be {valid}, found {number}")
-    return number
 
 
 def check_graph(graph: nx.Graph[int]) -> None:

@@ -10,8 +10,9 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.topology.base import Topology
-from lightning_decgan.topology.checks import check_graph, check_integer, check_mixing_matrix
+from lightning_decgan.topology.checks import check_graph, check_mixing_matrix
 
 
 class GraphTopology(Topology):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.topology.base import Topology
-from lightning_decgan.topology.checks import check_integer
 
 
 class Shape(Topology):

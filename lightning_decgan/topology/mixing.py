@@ -14,6 +14,7 @@ import networkx as nx
 import numpy as np
 import numpy.typing as npt
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.topology.checks import Matrix, check_graph, square_array
 
 SMALLEST_TOLERANCE = 1e-12
@@ -160,8 +161,7 @@ def relabelled_consensus_rate(matrix: npt.ArrayLike, rounds: int = 1) -> float:
         >>> abs(relabelled_consensus_rate(pairs) - (4 / 10) ** 0.5) < 1e-12
         True
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be an integer >= 1, found {rounds}")
+    check_integer("rounds", rounds, 1)
     remainder = _remainders([matrix])[0]
     eigenvalues = np.abs(np.linalg.eigvalsh(remainder))
     largest = float(eigenvalues.max())

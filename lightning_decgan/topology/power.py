@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.topology.base import Topology
-from lightning_decgan.topology.checks import check_integer
 
 NOTHING = 1e-15
 """Entries of W^t up to this size are not worth a message, nor told from the rounding of an entry that is 0.

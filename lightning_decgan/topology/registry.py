@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 import networkx as nx
 import numpy.typing as npt
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.topology.base import LARGEST_MATRIX_WORKERS, Topology
-from lightning_decgan.topology.checks import TOLERANCE, check_connected, check_integer, check_mixing_matrix
+from lightning_decgan.topology.checks import TOLERANCE, check_connected, check_mixing_matrix
 from lightning_decgan.topology.given import GraphTopology, MatrixTopology
 from lightning_decgan.topology.graphs import Complete, Exponential, Hypercube, Ring, Torus
 from lightning_decgan.topology.schedules import OnePeerExponential, RandomMatching, RandomRing

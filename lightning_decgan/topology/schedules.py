@@ -12,8 +12,8 @@ from typing import Self
 
 import numpy as np
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.topology import mixing
-from lightning_decgan.topology.checks import check_integer
 from lightning_decgan.topology.graphs import Shape, dimensions
 
 

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 import networkx as nx
 
+from lightning_decgan.checks import check_integer
 from lightning_decgan.topology.base import Topology
-from lightning_decgan.topology.checks import check_integer
 from lightning_decgan.topology.given import GraphTopology
 from lightning_decgan.topology.graphs import Exponential, Hypercube
 from lightning_decgan.topology.power import PowerTopology

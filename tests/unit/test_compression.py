@@ -331,10 +331,10 @@ def test_compressions_are_built_from_names_and_objects() -> None:
         (lambda: build_compression("int4"), ValueError, "compression must be None, 'bfloat16', 'int8' .* found 'int4'"),
         (lambda: build_compression(8), TypeError, r"compression must be None, a name .* found 8 \(int\)"),
         (lambda: build_compression(PowerGossip), TypeError, r"write PowerGossip\(\) to make one"),
-        (lambda: Int8(block=0), ValueError, r"Int8\(block=...\) must be a whole number from 1 to 16384, found 0"),
-        (lambda: Int8(block=16385), ValueError, r"Int8\(block=...\) must be a whole number from 1 to 16384"),
+        (lambda: Int8(block=0), ValueError, r"Int8\(block=...\) must be an integer from 1 to 16384, found 0"),
+        (lambda: Int8(block=16385), ValueError, r"Int8\(block=...\) must be an integer from 1 to 16384"),
         (lambda: Int8(block=2.5), TypeError, r"found 2.5 \(float\)"),  # type: ignore[arg-type]
-        (lambda: PowerGossip(rank=0), ValueError, r"PowerGossip\(rank=...\) must be a whole number of at least 1"),
+        (lambda: PowerGossip(rank=0), ValueError, r"PowerGossip\(rank=...\) must be an integer >= 1"),
         (lambda: PowerGossip(rank="2"), TypeError, r"found '2' \(str\)"),  # type: ignore[arg-type]
         (lambda: PowerGossip(iterations=-1), ValueError, r"PowerGossip\(iterations=...\) .* found -1"),
         (lambda: PowerGossip(iterations=True), TypeError, r"found True \(bool\)"),

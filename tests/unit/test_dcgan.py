@@ -104,15 +104,22 @@ def test_batch_normalisation_is_there_only_where_asked_for():
 @pytest.mark.parametrize("size", [7, 65, 0, -8, 8.0, True, "8"])
 def test_a_size_out_of_range_is_refused(size):
     for network in (DCGANGenerator, DCGANDiscriminator):
-        with pytest.raises(ValueError, match=f"image_size must be an integer from 8 to 64, found {size!r}"):
+        with pytest.raises(
+            ValueError if type(size) is int else TypeError,
+            match=f"image_size must be an integer from 8 to 64, found {size!r}",
+        ):
             network(image_size=size)
 
 
 @pytest.mark.parametrize("name", ["latent_dim", "channels", "width"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True])
 def test_counts_below_one_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, found {value!r}"):
+    with pytest.raises(
+        ValueError if type(value) is int else TypeError, match=f"{name} must be an integer >= 1, found {value!r}"
+    ):
         DCGANGenerator(**{name: value})
     if name != "latent_dim":
-        with pytest.raises(ValueError, match=f"{name} must be an integer >= 1, found {value!r}"):
+        with pytest.raises(
+            ValueError if type(value) is int else TypeError, match=f"{name} must be an integer >= 1, found {value!r}"
+        ):
             DCGANDiscriminator(**{name: value})

@@ -401,9 +401,9 @@ def test_workers_must_be_a_positive_integer(kind):
 def test_worker_and_round_are_checked(topology):
     for method in (topology.neighbors, topology.weights):
         for worker in (4, -1):
-            with pytest.raises(ValueError, match=rf"worker must be an integer in 0\.\.3, found {worker}"):
+            with pytest.raises(ValueError, match=rf"worker must be an integer from 0 to 3, found {worker}"):
                 method(worker)
-        with pytest.raises(TypeError, match=r"worker must be an integer in 0\.\.3, found 1\.0 \(float\)"):
+        with pytest.raises(TypeError, match=r"worker must be an integer from 0 to 3, found 1\.0 \(float\)"):
             method(1.0)
         with pytest.raises(ValueError, match="round must be an integer >= 0, found -1"):
             method(0, -1)

@@ -225,9 +225,9 @@ def test_a_summary_is_json_for_every_reader_also_when_a_score_is_not_finite(tmp_
 
 @pytest.mark.parametrize("bad", [0, -5, 2.5])
 def test_a_number_of_batches_that_is_no_count_is_refused(bad):
-    with pytest.raises(ValueError, match="steps must be an integer >= 1"):
+    with pytest.raises(ValueError if type(bad) is int else TypeError, match="steps must be an integer >= 1"):
         StopAfterBatches(bad)
-    with pytest.raises(ValueError, match="samples must be an integer >= 2"):
+    with pytest.raises(ValueError if type(bad) is int else TypeError, match="samples must be an integer >= 2"):
         FidelityCallback(features(), samples=bad)
 
 

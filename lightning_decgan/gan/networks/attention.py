@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from lightning_decgan.gan.checks import count
+from lightning_decgan.checks import check_integer
 
 __all__ = ["SelfAttention"]
 
@@ -29,7 +29,8 @@ class SelfAttention(nn.Module):
         features: Channels C of the feature map; height and width must be even.
 
     Raises:
-        ValueError: ``features`` is not an integer of at least 1; in ``forward``, a side of the map is odd.
+        TypeError: ``features`` is not an integer.
+        ValueError: ``features`` is below 1; in ``forward``, a side of the map is odd.
 
     Source: Zhang et al. 2019, "Self-Attention Generative Adversarial Networks" (arXiv:1805.08318), section 3; values
     of C/2 channels and the pooling are those of the authors' code.
@@ -42,7 +43,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        inner, values = max(1, count("features", features) // 8), max(1, features // 2)
+        inner, values = max(1, check_integer("features", features, 1) // 8), max(1, features // 2)
         self.query = nn.Conv2d(features, inner, 1, bias=False)
         self.key = nn.Conv2d(features, inner, 1, bias=False)
         self.value = nn.Conv2d(features, values, 1, bias=False)

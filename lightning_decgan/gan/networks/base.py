@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_decgan.gan.checks import count
+from lightning_decgan.checks import check_integer
 from lightning_decgan.gan.networks.conditional import LabelledSequential, ProjectionHead
 
 __all__ = ["ImageDiscriminator", "ImageGenerator", "check_labels", "one_of"]
@@ -31,7 +31,8 @@ class ImageGenerator(nn.Module):
         num_classes: Classes of the labels; None: unconditional, called without labels.
 
     Raises:
-        ValueError: A number is not an integer of at least 1.
+        TypeError: A number is not an integer.
+        ValueError: A number is below 1.
 
     Example:
         >>> class Flat(ImageGenerator):
@@ -50,9 +51,10 @@ class ImageGenerator(nn.Module):
 
     def __init__(self, latent_dim: int, channels: int, image_size: int, num_classes: int | None) -> None:
         super().__init__()
-        self.latent_dim = count("latent_dim", latent_dim)
-        self.channels, self.image_size = count("channels", channels), count("image_size", image_size)
-        self.num_classes = None if num_classes is None else count("num_classes", num_classes)
+        self.latent_dim = check_integer("latent_dim", latent_dim, 1)
+        self.channels = check_integer("channels", channels, 1)
+        self.image_size = check_integer("image_size", image_size, 1)
+        self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 1)
 
     @override
     def forward(self, latent: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -79,7 +81,8 @@ class ImageDiscriminator(nn.Module):
         num_classes: Classes of the labels; None: unconditional, called without labels.
 
     Raises:
-        ValueError: A number is not an integer of at least 1.
+        TypeError: A number is not an integer.
+        ValueError: A number is below 1.
 
     Example:
         >>> class Flat(ImageDiscriminator):
@@ -99,8 +102,9 @@ class ImageDiscriminator(nn.Module):
 
     def __init__(self, channels: int, image_size: int, num_classes: int | None) -> None:
         super().__init__()
-        self.channels, self.image_size = count("channels", channels), count("image_size", image_size)
-        self.num_classes = None if num_classes is None else count("num_classes", num_classes)
+        self.channels = check_integer("channels", channels, 1)
+        self.image_size = check_integer("image_size", image_size, 1)
+        self.num_classes = None if num_classes is None else check_integer("num_classes", num_classes, 1)
 
     @override
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_decgan.gan.checks import count
+from lightning_decgan.checks import check_integer
 
 __all__ = [
     "ConditionalBatchNorm2d",
@@ -62,7 +62,8 @@ class ConditionalBatchNorm2d(LabelledModule):
         momentum: Share of a new batch in the running statistics.
 
     Raises:
-        ValueError: ``features`` or ``num_classes`` is not an integer of at least 1.
+        TypeError: ``features`` or ``num_classes`` is not an integer.
+        ValueError: One of them is below 1.
 
     Source: Dumoulin, Shlens & Kudlur 2017, "A Learned Representation for Artistic Style" (arXiv:1610.07629), for
     a gain and bias per class; de Vries et al. 2017, "Modulating early visual processing by language"
@@ -77,8 +78,8 @@ class ConditionalBatchNorm2d(LabelledModule):
 
     def __init__(self, features: int, num_classes: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__()
-        count("features", features)
-        count("num_classes", num_classes)
+        check_integer("features", features, 1)
+        check_integer("num_classes", num_classes, 1)
         self.normalize = nn.BatchNorm2d(features, eps, momentum, affine=False)
         self.gain = nn.Embedding(num_classes, features)
         self.bias = nn.Embedding(num_classes, features)
@@ -108,7 +109,8 @@ class ProjectionHead(LabelledModule):
         num_classes: Classes, as many vectors ``v``; None: only the first two terms.
 
     Raises:
-        ValueError: ``features`` or ``num_classes`` is not an integer of at least 1.
+        TypeError: ``features`` or ``num_classes`` is not an integer.
+        ValueError: One of them is below 1.
 
     Source: Miyato & Koyama 2018, "cGANs with Projection Discriminator" (arXiv:1802.05637), figure 1 (d).
 
@@ -120,8 +122,10 @@ class ProjectionHead(LabelledModule):
 
     def __init__(self, features: int, num_classes: int | None = None) -> None:
         super().__init__()
-        self.linear = nn.Linear(count("features", features), 1)
-        self.embedding = None if num_classes is None else nn.Embedding(count("num_classes", num_classes), features)
+        self.linear = nn.Linear(check_integer("features", features, 1), 1)
+        self.embedding = (
+            None if num_classes is None else nn.Embedding(check_integer("num_classes", num_classes, 1), features)
+        )
 
     @override
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:

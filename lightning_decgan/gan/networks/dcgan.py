@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lightning_decgan.gan.checks import count
+from lightning_decgan.checks import check_integer
 from lightning_decgan.gan.networks.base import ImageDiscriminator, ImageGenerator
 from lightning_decgan.gan.networks.conditional import LabelledSequential, ProjectionHead, batch_norm
 from lightning_decgan.gan.networks.spectral import normalize_spectra
@@ -30,15 +30,14 @@ def pyramid(image_size: int) -> tuple[int, ...]:
     """The sizes of the feature maps from the image down to the base of 4 to 7 pixels.
 
     Raises:
-        ValueError: ``image_size`` is not an integer from 8 to 64.
+        TypeError: ``image_size`` is not an integer.
+        ValueError: It is not from 8 to 64.
 
     Example:
         >>> pyramid(28)
         (28, 14, 7)
     """
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or not SMALLEST <= image_size <= LARGEST:
-        raise ValueError(f"image_size must be an integer from {SMALLEST} to {LARGEST}, found {image_size!r}")
-    sizes = [image_size]
+    sizes = [check_integer("image_size", image_size, SMALLEST, LARGEST)]
     while sizes[-1] >= SMALLEST:
         sizes.append(sizes[-1] // 2)
     return tuple(sizes)
@@ -56,7 +55,8 @@ class DCGANGenerator(ImageGenerator):
         num_classes: Classes of the batch normalisation, which is conditional then; None: called without labels.
 
     Raises:
-        ValueError: A size is not an integer or out of its range, or there are classes without a normalisation.
+        TypeError: A size is not an integer.
+        ValueError: A size is out of its range, or there are classes without a normalisation.
 
     Example:
         >>> DCGANGenerator(latent_dim=16, channels=3, image_size=28)(torch.randn(2, 16)).shape
@@ -79,7 +79,7 @@ class DCGANGenerator(ImageGenerator):
                 f"norm must be True for a class-conditional generator, found {norm!r} with num_classes={num_classes}: "
                 "the normalisation is where labels come in"
             )
-        features, base = count("width", width) * 2 ** (len(sizes) - 1), sizes[-1]
+        features, base = check_integer("width", width, 1) * 2 ** (len(sizes) - 1), sizes[-1]
         layers: list[nn.Module] = [
             nn.Linear(latent_dim, features * base * base, bias=not norm),
             nn.Unflatten(1, (features, base, base)),
@@ -105,7 +105,8 @@ class DCGANDiscriminator(ImageDiscriminator):
         num_classes: Classes of the projection; None: called without labels.
 
     Raises:
-        ValueError: A size is not an integer or out of its range.
+        TypeError: A size is not an integer.
+        ValueError: A size is out of its range.
 
     Example:
         >>> DCGANDiscriminator(channels=3, image_size=28)(torch.randn(2, 3, 28, 28)).shape
@@ -123,7 +124,7 @@ class DCGANDiscriminator(ImageDiscriminator):
     ) -> None:
         sizes = pyramid(image_size)
         super().__init__(channels, image_size, num_classes)
-        features, base = count("width", width), sizes[-1]
+        features, base = check_integer("width", width, 1), sizes[-1]
         layers: list[nn.Module] = [nn.Conv2d(channels, features, 3, padding=1), nn.LeakyReLU(0.2)]
         for _ in sizes[1:]:
             down = nn.Conv2d(features, 2 * features, 4, 2, 1, bias=not norm)

@@ -14,7 +14,7 @@ import math
 
 from torch import nn
 
-from lightning_decgan.gan.checks import count
+from lightning_decgan.checks import check_integer
 from lightning_decgan.gan.networks.base import ImageDiscriminator, ImageGenerator, one_of
 from lightning_decgan.gan.networks.blocks import initialize
 from lightning_decgan.gan.networks.conditional import LabelledSequential, ProjectionHead
@@ -49,7 +49,8 @@ class ResNetGenerator(ImageGenerator):
         num_classes: Classes of the conditional batch normalisation in the blocks; None: called without labels.
 
     Raises:
-        ValueError: ``image_size`` is none of the three, or a number is not an integer of at least 1.
+        TypeError: A number is not an integer.
+        ValueError: ``image_size`` is none of the three, or a number is below 1.
 
     Example:
         >>> import torch
@@ -68,7 +69,7 @@ class ResNetGenerator(ImageGenerator):
     ) -> None:
         one_of("image_size", image_size, tuple(WIDTHS))
         super().__init__(latent_dim, channels, image_size, num_classes)
-        width = WIDTHS[image_size] if width is None else count("width", width)
+        width = WIDTHS[image_size] if width is None else check_integer("width", width, 1)
         self.layers = LabelledSequential(*generator_layers(latent_dim, channels, image_size, width, num_classes))
         initialize(self, RESIDUAL_GAIN)
 
@@ -90,8 +91,8 @@ class ResNetDiscriminator(ImageDiscriminator):
         num_classes: Classes of the projection; None: called without labels.
 
     Raises:
-        ValueError: ``image_size``, ``norm`` or ``pooling`` is none of these, or a number is not an integer of at
-            least 1.
+        TypeError: A number is not an integer.
+        ValueError: ``image_size``, ``norm`` or ``pooling`` is none of these, or a number is below 1.
 
     Example:
         >>> import torch
@@ -113,7 +114,7 @@ class ResNetDiscriminator(ImageDiscriminator):
         one_of("norm", norm, NORMS)
         one_of("pooling", pooling, POOLINGS)
         super().__init__(channels, image_size, num_classes)
-        width = WIDTHS[image_size] if width is None else count("width", width)
+        width = WIDTHS[image_size] if width is None else check_integer("width", width, 1)
         layers, features = discriminator_layers(
             channels, image_size, width, layer_norm=norm == "layer", mean=pooling == "mean"
         )

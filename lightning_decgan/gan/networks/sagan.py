@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_decgan.gan.checks import count
+from lightning_decgan.checks import check_integer
 from lightning_decgan.gan.networks.base import ImageDiscriminator, ImageGenerator, one_of
 from lightning_decgan.gan.networks.blocks import initialize
 from lightning_decgan.gan.networks.conditional import LabelledSequential, ProjectionHead
@@ -50,7 +50,8 @@ class SAGANGenerator(ImageGenerator):
             pixels, otherwise 32.
 
     Raises:
-        ValueError: ``image_size`` or ``attention_size`` is none of these, or a number is not an integer of at least 1.
+        TypeError: A number is not an integer.
+        ValueError: ``image_size`` or ``attention_size`` is none of these, or a number is below 1.
 
     Example:
         >>> import torch
@@ -69,7 +70,7 @@ class SAGANGenerator(ImageGenerator):
     ) -> None:
         one_of("image_size", image_size, tuple(GENERATOR_WIDTHS))
         super().__init__(latent_dim, channels, image_size, num_classes)
-        width = GENERATOR_WIDTHS[image_size] if width is None else count("width", width)
+        width = GENERATOR_WIDTHS[image_size] if width is None else check_integer("width", width, 1)
         attention_size = ATTENTION_SIZES[image_size] if attention_size is None else attention_size
         self.layers = LabelledSequential(
             *generator_layers(latent_dim, channels, image_size, width, num_classes, attention_size)
@@ -95,7 +96,8 @@ class SAGANDiscriminator(ImageDiscriminator):
             as the network does. None: 16 at 32 pixels, otherwise 32.
 
     Raises:
-        ValueError: ``image_size`` or ``attention_size`` is none of these, or a number is not an integer of at least 1.
+        TypeError: A number is not an integer.
+        ValueError: ``image_size`` or ``attention_size`` is none of these, or a number is below 1.
 
     Example:
         >>> import torch
@@ -113,7 +115,7 @@ class SAGANDiscriminator(ImageDiscriminator):
     ) -> None:
         one_of("image_size", image_size, tuple(DISCRIMINATOR_WIDTHS))
         super().__init__(channels, image_size, num_classes)
-        width = DISCRIMINATOR_WIDTHS[image_size] if width is None else count("width", width)
+        width = DISCRIMINATOR_WIDTHS[image_size] if width is None else check_integer("width", width, 1)
         attention_size = ATTENTION_SIZES[image_size] if attention_size is None else attention_size
         layers, features = discriminator_layers(
             channels, image_size, width, wide_hidden=True, attention_size=attention_size

@@ -24,7 +24,6 @@ __all__ = [
     "Part",
     "StatelessCodec",
     "as_real",
-    "check_count",
     "lay_out",
     "seeded",
     "subtract",
@@ -182,12 +181,3 @@ def seeded(purpose: str, *numbers: int) -> torch.Generator:
     """
     key = ":".join([purpose, *(str(int(number)) for number in numbers)])
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1)
-
-
-def check_count(owner: str, name: str, value: object, highest: int | None = None) -> None:
-    """Raise unless a setting is a whole number from 1 (to `highest`)."""
-    valid = "a whole number of at least 1" if highest is None else f"a whole number from 1 to {highest}"
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{owner}({name}=...) must be {valid}, found {value!r} ({type(value).__name__})")
-    if value < 1 or (highest is not None and value > highest):
-        raise ValueError(f"{owner}({name}=...) must be {valid}, found {value}")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_decgan.gossip.compression.base import Codec, Part, check_count, lay_out, seeded, subtract
+from lightning_decgan.checks import check_integer
+from lightning_decgan.gossip.compression.base import Codec, Part, lay_out, seeded, subtract
 from lightning_decgan.gossip.vector import FlatBuffer, FlatVector
 
 __all__ = ["PowerGossip", "orthonormal_rows"]
@@ -44,7 +45,7 @@ class PowerGossip:
         iterations: steps, hence messages, a round. Latency counts as often.
 
     Raises:
-        TypeError: `rank` or `iterations` is no whole number.
+        TypeError: `rank` or `iterations` is no integer.
         ValueError: `rank` or `iterations` is below 1.
 
     Example:
@@ -60,8 +61,8 @@ class PowerGossip:
     iterations: int = 1
 
     def __post_init__(self) -> None:
-        check_count("PowerGossip", "rank", self.rank)
-        check_count("PowerGossip", "iterations", self.iterations)
+        check_integer("PowerGossip(rank=...)", self.rank, 1)
+        check_integer("PowerGossip(iterations=...)", self.iterations, 1)
 
     def codec(self, vector: FlatVector, edge: tuple[int, int], worker: int, seed: int) -> Codec:
         """The codec of one end of an edge."""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_decgan.gossip.compression.base import CHUNK_ELEMENTS, Codec, as_real, check_count, lay_out, seeded
+from lightning_decgan.checks import check_integer
+from lightning_decgan.gossip.compression.base import CHUNK_ELEMENTS, Codec, as_real, lay_out, seeded
 from lightning_decgan.gossip.vector import FlatBuffer, FlatVector
 
 __all__ = ["Int8"]
@@ -57,7 +58,7 @@ class Int8:
         block: numbers that share a scale. Fewer follow the sizes of the changes better and cost more bytes.
 
     Raises:
-        TypeError: `block` is no whole number.
+        TypeError: `block` is no integer.
         ValueError: `block` is not in 1 ... 16384.
 
     Example:
@@ -72,7 +73,7 @@ class Int8:
     block: int = 256
 
     def __post_init__(self) -> None:
-        check_count("Int8", "block", self.block, highest=_LARGEST_BLOCK)
+        check_integer("Int8(block=...)", self.block, 1, _LARGEST_BLOCK)
 
     def codec(self, vector: FlatVector, edge: tuple[int, int], worker: int, seed: int) -> Codec:
         """The codec of one end of an edge."""
