@@ -472,7 +472,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
     gaps = sorted(results["by_gap"], key=lambda row: row["gap"])
     for kind, color in (("residual", "tab:blue"), ("distance", "tab:orange")):
         _plot_ends(panel, [{**row, "of": kind} for row in gaps], "gap", kind, log=False, color=color)
-    panel.set_xticks([row["gap"] for row in gaps], [f"{row['topology']} {row['gap']:.2f}" for row in gaps], rotation=25)
+    panel.set_xticks(
+        [row["gap"] for row in gaps], [f"{row['topology']} {row['gap']:.2f}" for row in gaps], rotation=25, ha="right"
+    )
     panel.set(
         title="16 workers differ, t = 1: where it ends", xlabel="spectral gap", ylabel="squared residual, distance"
     )

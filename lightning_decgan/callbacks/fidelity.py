@@ -168,11 +168,13 @@ class FidelityCallback(Callback):
         """Draws this worker's share, computes over all workers, and logs."""
         if self._passes_over(trainer):
             return
-        share = self.samples // trainer.world_size + (trainer.global_rank < self.samples % trainer.world_size)
+        each, rest = divmod(self.samples, trainer.world_size)
+        share = each + (trainer.global_rank < rest)
+        mine = trainer.global_rank * each + min(trainer.global_rank, rest)  # my first of all workers' images
         with undisturbed(pl_module, self.seed * trainer.world_size + trainer.global_rank, pl_module.device):
             for first in range(0, share, self.batch_size):
                 count = min(self.batch_size, share - first)
-                self.fidelity.update(draw(pl_module, count, self.sample), real=False)
+                self.fidelity.update(draw(pl_module, count, self.sample, mine + first), real=False)
         # The scores' collectives are torchmetrics' own: who was lost while validating must not be waited for in them.
         trainer.strategy.barrier("FidelityCallback: everybody has drawn")
         scores = {name: float(value) for name, value in self.fidelity.compute().items()}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lightning_decgan.callbacks.batches import training_batches
 from lightning_decgan.callbacks.files import write_bytes_atomically
 from lightning_decgan.checks import check_integer
-from lightning_decgan.gan.sampling import evaluating, seeded
+from lightning_decgan.gan.sampling import Sampling, evaluating, seeded
 
 VISIBLE_SIDE_PIXELS = 48
 """Images smaller than this are enlarged by a whole factor until they are at least this big."""
@@ -139,12 +139,16 @@ SampleGrid(sample=...) a function sample(pl_module, n) -> images in [-1, 1]
         )
 
 
-def draw(pl_module: LightningModule, n: int, sample: Sampler | None) -> Tensor:
-    """Images of a module: from the function given, otherwise from its own method `sample`."""
+def draw(pl_module: LightningModule, n: int, sample: Sampler | None, first: int = 0) -> Tensor:
+    """Images of a module, from number `first` on: from the function given, otherwise from its own method `sample`.
+
+    The number matters to a conditional `DecentralizedGANModule` only, whose images take the classes in turn.
+    """
     if sample is not None:
         return sample(pl_module, n)
     own: Any = pl_module.sample
-    return own(n)
+    labels = pl_module.classes_in_turn(n, first) if isinstance(pl_module, Sampling) else None
+    return own(n) if labels is None else own(n, labels=labels)
 
 
 class SampleGrid(Callback):

@@ -75,4 +75,4 @@ def generated_features(model: DecentralizedGANModule, network: nn.Module, sample
 
 def _batch(model: DecentralizedGANModule, number: int, samples: int, seed: int) -> Tensor:
     count = min(BATCH_SIZE, samples - number * BATCH_SIZE)
-    return draw(model, count, seed=seed * MOST_SAMPLES + number)
+    return draw(model, count, seed=seed * MOST_SAMPLES + number, first=number * BATCH_SIZE)

@@ -82,6 +82,7 @@ def draw(
     seed: int = 0,
     ema: bool = True,
     labels: int | None = None,
+    first: int = 0,
     batch_size: int = 256,
 ) -> Tensor:
     """Draws images a batch at a time.
@@ -92,6 +93,7 @@ def draw(
         seed: of the latent points; the same images for every batch size up to rounding is not promised.
         ema: draw from the averaged generator.
         labels: the class of all images, of a conditional GAN; None: all classes in turn.
+        first: number of the first image, from which the classes' turn follows.
         batch_size: images at a time.
 
     Returns:
@@ -101,10 +103,13 @@ def draw(
 
     from lightning_decgan.callbacks.sample_grid import undisturbed
 
-    sizes = [min(batch_size, n - first) for first in range(0, n, batch_size)]
-    how: dict[str, Any] = {"ema": ema} if labels is None else {"ema": ema, "labels": labels}
+    images = []
     with undisturbed(model, seed, model.device):
-        return torch.cat([model.sample(size, **how) for size in sizes])
+        for done in range(0, n, batch_size):
+            size = min(batch_size, n - done)
+            wanted = model.classes_in_turn(size, first + done) if labels is None else labels
+            images.append(model.sample(size, ema=ema, labels=wanted))
+    return torch.cat(images)
 
 
 def distance_from(consensus: Tensor, own: Tensor) -> float:

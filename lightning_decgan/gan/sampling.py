@@ -92,6 +92,15 @@ class Sampling:
         assert self.num_classes is not None
         return torch.randint(self.num_classes, (n,), device=self._sampling_device)
 
+    def classes_in_turn(self, n: int, first: int = 0) -> Tensor | None:
+        """The classes of ``n`` images from image ``first`` on, taken in turn; None for a generator without classes.
+
+        Whoever draws many images a batch at a time passes them on, or every batch would begin with class 0 anew.
+        """
+        if self.num_classes is None:
+            return None
+        return torch.arange(first, first + n, device=self._sampling_device) % self.num_classes
+
     @torch.no_grad()
     def sample(
         self, n: int, *, labels: Tensor | int | None = None, seed: int | None = None, ema: bool = True
@@ -101,7 +110,7 @@ class Sampling:
         Args:
             n: How many.
             labels: For a conditional generator: the classes ``(n,)``, or one class for all. None takes the classes in
-                turn, 0, 1, 2, ..., so that every class is drawn.
+                turn, 0, 1, 2, ...; see :meth:`classes_in_turn` for more images than are drawn at a time.
             seed: Seed of the latents. The same seed gives the same latents on the same kind of device, and the global
                 random state stays untouched. None draws from the global random state.
             ema: Use the averaged generator, where there is one.
@@ -148,7 +157,7 @@ class Sampling:
             return ()
         device = self._sampling_device
         if labels is None:
-            return (torch.arange(n, device=device) % self.num_classes,)
+            labels = self.classes_in_turn(n)
         asked = torch.full((n,), labels) if isinstance(labels, int) else torch.as_tensor(labels)
         if (
             asked.shape != (n,)
