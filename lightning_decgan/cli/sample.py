@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_decgan.cli.arguments import check_range, checkpoint_parser, writing
 from lightning_decgan.cli.errors import UsageError

@@ -78,7 +78,10 @@ class Game:
         raise NotImplementedError(f"{type(self).__name__} does not say what its discriminator minimises")
 
     def generator_loss(self, fake_logits: Tensor, *real_logits: Tensor) -> Tensor:
-        """A scalar that the generator minimises; the real logits are given where the game is ``relative``."""
+        """A scalar that the generator minimises; the real logits are given where the game is ``relative``.
+
+        It follows the logits, and what else it says of the generator's own weights.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say what its generator minimises")
 
     def penalty(self, real: Tensor, fake: Tensor, *labels: Tensor) -> Tensor | None:

@@ -192,7 +192,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         self.generator, self.discriminator = generator, discriminator
         self.ema_generator = None if ema_decay is None else averaged_copy(generator)
 
-        objects = {"loss": loss, "penalty": penalty, "augment": augment}
+        objects = {"loss": loss, "penalty": penalty, "augment": augment, "optimizer": optimizer}
         plain = [name for name, value in objects.items() if value is None or isinstance(value, str)]
         self.save_hyperparameters(
             *plain,

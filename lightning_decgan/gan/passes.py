@@ -5,7 +5,8 @@ steps an optimizer or knows of an order of play.
 
 **Both, cut.** The graph is cut at the fakes. The generator's loss is first differentiated down to the cut, and what
 comes out there (``slope``) is pulled back through the generator by the scalar ``<fake, slope>``, whose gradient is that
-of the generator's loss. The objective is ``L_D + <fake, slope>``: neither player's gradient can leak into the other's.
+of the generator's loss. The objective is ``L_D + <fake, slope> + L_G``, the last at detached logits, for what the loss
+may say of the weights themselves: neither player's gradient can leak into the other's through the logits.
 
 **Both, joint.** Where the discriminator treats samples independently and gives one logit a sample, what either loss
 sends back to the generated image :math:`i` is a number times the same vector, the gradient :math:`J_i` of its logit
@@ -88,8 +89,8 @@ def generator_pass(game: Game, real: Tensor, fake: Tensor, labels: Labels | None
         with torch.no_grad():
             real_logits = game.judge(real, real_labels)
     fake_logits = game.judge(image, fake_labels)
-    loss = _generator_loss(game, fake_logits, real_logits)
-    objective = _pull_back(loss, image, fake, game.scaler, retain_graph=False)
+    loss, wanted = _generator_slopes(game, fake_logits.detach().requires_grad_(), real_logits)
+    objective = _pull_back(fake_logits, wanted, image, fake, game.scaler, retain_graph=False) + loss
     return Pass(objective, None, loss, None, real_logits, fake_logits)
 
 
@@ -114,9 +115,10 @@ def _cut(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Pass:
     real_logits, fake_logits = game.judge(real, real_labels), game.judge(image, fake_labels)
     discriminator_loss = _scalar("discriminator_loss", game.discriminator_loss(real_logits, fake_logits))
     penalty = _penalty(game, real, fake, labels)
-    generator_loss = _generator_loss(game, fake_logits, real_logits)
+    generator_loss, wanted = _generator_slopes(game, fake_logits.detach().requires_grad_(), real_logits)
     # The discriminator's backward still needs the same graph.
-    objective = discriminator_loss + _pull_back(generator_loss, image, fake, game.scaler, retain_graph=True)
+    pulled = _pull_back(fake_logits, wanted, image, fake, game.scaler, retain_graph=True)
+    objective = discriminator_loss + pulled + generator_loss
     objective = objective if penalty is None else objective + penalty
     return Pass(objective, discriminator_loss, generator_loss, penalty, real_logits, fake_logits)
 
@@ -130,18 +132,17 @@ def _joint(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Pas
         )
     real_points, fake_points = real_logits.detach().requires_grad_(), fake_logits.detach().requires_grad_()
     discriminator_loss = _scalar("discriminator_loss", game.discriminator_loss(real_points, fake_points))
-    generator_loss = _generator_loss(game, fake_points, real_points)
     real_slopes, slopes = torch.autograd.grad(
         discriminator_loss, [real_points, fake_points], retain_graph=True, materialize_grads=True
     )
-    (wanted,) = torch.autograd.grad(generator_loss, fake_points, materialize_grads=True)
+    generator_loss, wanted = _generator_slopes(game, fake_points, real_points)
 
     floor = _FLOOR * wanted.abs()
     starts = torch.where(slopes.abs() < floor, floor, slopes)
     factors = torch.where(starts == 0, 0.0, wanted / starts).view(-1, *[1] * (fake.ndim - 1))
     fake.register_hook(lambda slope: (slope * factors).to(slope.dtype))
-    # The loss itself once more, for what it may depend on besides the logits (a term of the user's on the weights).
-    objective = (real_logits * real_slopes).sum() + (fake_logits * starts).sum() + discriminator_loss
+    # The losses themselves once more, for what they may depend on besides the logits (a term of the user's on weights).
+    objective = (real_logits * real_slopes).sum() + (fake_logits * starts).sum() + discriminator_loss + generator_loss
     penalty = _penalty(game, real, fake, labels)
     objective = objective if penalty is None else objective + penalty
     return Pass(objective, discriminator_loss, generator_loss, penalty, real_logits, fake_logits)
@@ -153,9 +154,12 @@ def _judge_together(game: Game, real: Tensor, fake: Tensor, labels: Labels | Non
     return real_logits, fake_logits
 
 
-def _generator_loss(game: Game, fake_logits: Tensor, real_logits: Tensor | None) -> Tensor:
-    others = [real_logits] if game.relative and real_logits is not None else []
-    return _scalar("generator_loss", game.generator_loss(fake_logits, *others))
+def _generator_slopes(game: Game, fake_points: Tensor, real_logits: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The generator's loss and its slopes at logits that are leaves of the graph; the loss keeps what else it knows."""
+    others = [real_logits.detach()] if game.relative and real_logits is not None else []
+    loss = _scalar("generator_loss", game.generator_loss(fake_points, *others))
+    (slopes,) = torch.autograd.grad(loss, fake_points, retain_graph=True, materialize_grads=True)
+    return loss, slopes
 
 
 def _penalty(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Tensor | None:
@@ -164,17 +168,23 @@ def _penalty(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> T
 
 
 def _pull_back(
-    loss: Tensor, image: Tensor, fake: Tensor, scaler: torch.amp.GradScaler | None, retain_graph: bool
+    logits: Tensor,
+    slopes: Tensor,
+    image: Tensor,
+    fake: Tensor,
+    scaler: torch.amp.GradScaler | None,
+    retain_graph: bool,
 ) -> Tensor:
-    """A scalar whose gradient with respect to the generator is that of ``loss``; its value means nothing.
+    """A scalar whose gradient with respect to the generator is that of a loss of these slopes; its value means nothing.
 
-    ``image`` is the cut, ``fake`` the generator's side of it. The way from the loss down to the cut is scaled like
+    ``image`` is the cut, ``fake`` the generator's side of it. The way from the logits down to the cut is scaled like
     every half-precision backward and then unscaled in full precision, because ``manual_backward`` scales the result
     again.
     """
-    (slope,) = torch.autograd.grad(loss if scaler is None else scaler.scale(loss), image, retain_graph=retain_graph)
+    scaled = slopes if scaler is None else scaler.scale(slopes)
+    (slope,) = torch.autograd.grad(logits, image, scaled, retain_graph=retain_graph)
     slope = full_precision(slope)
-    scale = loss_scale(scaler, loss)
+    scale = loss_scale(scaler, logits)
     return (full_precision(fake) * (slope if scale is None else slope / scale)).sum()
 
 

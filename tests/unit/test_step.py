@@ -238,6 +238,27 @@ def test_a_joint_step_follows_what_a_loss_says_of_the_weights():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("schedule", STEPS)
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("loss", ["non_saturating", "relativistic_average"])
+def test_the_generator_follows_what_its_loss_says_of_its_weights(schedule, joint, loss):
+    """Beside the same game without that term: the difference is the term's gradient where the step began."""
+    moved = []
+    for weight_term in (0.0, 0.25):
+        game = PlainGame(loss, joint=joint)
+        plain, weight = game.generator_loss, next(game.generator.parameters())
+        before = weight.detach().clone()
+        game.generator_loss = lambda *logits, plain=plain, weight=weight, factor=weight_term: (
+            plain(*logits) + factor * weight.square().sum()
+        )
+        game.play(schedule)
+        moved.append((weight.detach().clone(), parameters(game.discriminator)))
+    (without, d_without), (with_term, d_with_term) = moved
+    torch.testing.assert_close(with_term, without - LR * 0.5 * before, rtol=0, atol=1e-12)
+    for one, other in zip(d_without, d_with_term, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
 def test_a_joint_game_with_patches_of_logits_is_refused():
     game = PlainGame(joint=True)
     game.discriminator = nn.Conv2d(1, 1, 3).double()
