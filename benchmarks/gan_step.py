@@ -173,6 +173,9 @@ def main() -> None:
     parser.add_argument("--name", default="gan_step", help="of the files of results")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if arguments.blocks < 2 or min(arguments.steps, arguments.batch) < 1:
+        found = f"{arguments.blocks}, {arguments.steps} and {arguments.batch}"
+        parser.error(f"--blocks must be at least 2, for quartiles, --steps and --batch at least 1, found {found}")
     results = {network: measure(network, arguments) for network in arguments.networks}
     rows = [row(network, form, rates) for network, rates in results.items() for form in FORMS]
     table = markdown_table(["networks", "step", "images/s", "to usual", "quartiles"], rows)

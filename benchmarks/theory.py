@@ -569,13 +569,15 @@ def _figures(row: dict[str, Any], kind: str) -> list[str]:
 def main() -> None:
     """Simulate, predict, draw and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workers", type=int, default=8, help="an even number")
+    parser.add_argument("--workers", type=int, default=8, help="an even number from 4 to 10")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--step", type=float, default=0.1, help="the step size")
     parser.add_argument("--sigma", type=float, default=0.05, help="standard deviation of the noise in a coordinate")
     parser.add_argument("--runs", type=int, default=200, help="averaged over")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results and the plot")
     arguments = parser.parse_args()
+    if arguments.workers not in (4, 6, 8, 10):  # a prediction is averaged over all of (N - 1)! / 2 rings
+        parser.error(f"--workers must be an even number from 4 to 10, found {arguments.workers}")
     with np.errstate(over="ignore", invalid="ignore"):
         results: dict[str, Any] = {"by_iteration": by_iteration(arguments), "by_workers": by_workers(arguments)}
         results |= {"by_rounds": by_rounds(arguments), "by_rounds_and_iteration": by_rounds_and_iteration(arguments)}

@@ -107,6 +107,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.partition_seed = check_integer("partition_seed", partition_seed, 0, 2**63 - 1)
         self._place: tuple[int, int] | None = None
         self._images: LabelledImages | None = None
+        self._images_digest: str | None = None
         self._test_images: LabelledImages | None = None
         self._train_indices: list[int] = []
         self._validation_indices: list[int] = []
@@ -211,7 +212,12 @@ class ImageDataModule(LightningDataModule, ABC):
         return int.from_bytes(digest.digest()[:8]) >> 2
 
     def fingerprint(self) -> str:
-        """Digest of all images and labels, their sizes and the split (after :meth:`setup`): equal means equal data."""
+        """Digest of all images and labels, their sizes and the split (after :meth:`setup`): equal means equal data.
+
+        The images are read once for it, which takes a while for a large folder.
+        """
+        if self._images_digest is None:
+            self._images_digest = self._loaded().fingerprint()
         parts = (
             self.name,
             self.channels,
@@ -219,7 +225,7 @@ class ImageDataModule(LightningDataModule, ABC):
             self.num_classes,
             self.validation_fraction,
             self.seed,
-            self._loaded().fingerprint(),
+            self._images_digest,
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

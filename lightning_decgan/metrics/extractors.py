@@ -70,7 +70,7 @@ def require_torch_fidelity() -> Any:
 
 
 def network_digest(network: nn.Module) -> str:
-    """SHA-256 of a feature network: its kind, its name and all its weights and buffers.
+    """SHA-256 of a feature network: its class, its name and all its weights and buffers; not of its code or settings.
 
     Example:
         >>> from lightning_decgan.metrics import ClassifierFeatures

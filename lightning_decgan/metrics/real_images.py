@@ -1,8 +1,9 @@
 """Features of a data set's real images, computed once and kept: what generated images are compared with.
 
 They are kept under a name that depends on the images themselves, their size and split, the part, and the weights of the
-feature network, so that a score can never be made against features of something else. A damaged file is reported and
-computed again.
+feature network. What is read back is compared with the features of the first few images, because a network's code may
+have changed and its weights not (a pooling, a preprocessing): a score is never made against features of something else.
+What is damaged or no longer true is reported and computed again.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import math
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_decgan.data.base import ImageDataModule
 from lightning_decgan.metrics.extraction import check_network, extract
@@ -23,6 +25,11 @@ from lightning_decgan.metrics.feature_cache import cache_key, default_cache_dir,
 from lightning_decgan.metrics.features import progress_bar
 
 PARTS = ("train", "validation")
+
+_COMPARED = 4
+"""Images whose features are computed again when the others are read from the cache."""
+_SAME = 5e-3
+"""Relative distance up to which features are the same: more than rounding in TF32, less than another preprocessing."""
 
 FORMAT_VERSION = 1
 """Counts changes of how features are computed or kept, so that an older cache is not taken for this one."""
@@ -86,6 +93,10 @@ def real_features(
     shape = (len(dataset), int(network.num_features))  # type: ignore[arg-type]  # check_network has looked
     with exclusive(path):
         features = _load(path, key, shape)
+        if features is not None and not _still_true(features, dataset, network, device):
+            text = f"cached real features {path} are not what {network.name} computes now; computing them again"
+            warnings.warn(text, stacklevel=2)
+            features = None
         if features is None:
             loader = DataLoader(dataset, batch_size=batch_size, num_workers=datamodule.num_workers)
             chunks = []
@@ -115,6 +126,13 @@ def _load(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
         warnings.warn(f"cached real features {path} are not usable ({error}); computing them again", stacklevel=3)
         return None
     return features
+
+
+@torch.no_grad()
+def _still_true(features: Tensor, dataset: Dataset[Any], network: nn.Module, device: torch.device) -> bool:
+    images = torch.stack([dataset[index][0] for index in range(min(_COMPARED, len(features)))])
+    found, kept = extract(network, images.to(device), real=True).cpu(), features[: len(images)]
+    return bool((found - kept).norm() <= _SAME * kept.norm())
 
 
 def _file_name(text: str) -> str:

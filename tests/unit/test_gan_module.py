@@ -620,7 +620,7 @@ def test_functions_can_be_given_for_loss_and_penalty(tmp_path):
 
 
 def test_a_checkpoint_loads_with_the_networks_alone_and_keeps_the_settings(tmp_path):
-    gan = make(loss="hinge", penalty="r1", ema_decay=0.9, generator_every_steps=2)
+    gan = make(loss="hinge", penalty="r1", ema_decay=0.9, generator_every_steps=2, optimizer="RMSprop")
     run = fit(gan, tmp_path, batches=3)
     run.save_checkpoint(tmp_path / "gan.ckpt")
     content = torch.load(tmp_path / "gan.ckpt", weights_only=True)
@@ -630,6 +630,7 @@ def test_a_checkpoint_loads_with_the_networks_alone_and_keeps_the_settings(tmp_p
         tmp_path / "gan.ckpt", generator=generator, discriminator=discriminator, weights_only=True
     )
     assert dict(loaded.hparams) == dict(gan.hparams)
+    assert {type(one).__name__ for one in loaded.configure_optimizers()} == {"RMSprop"}
     assert (loaded.ema_decay, loaded.generator_every_steps, loaded.batches_seen) == (0.9, 2, 3)
     assert torch.equal(loaded.sample(3, seed=0), gan.sample(3, seed=0))
 

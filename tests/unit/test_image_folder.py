@@ -147,11 +147,23 @@ def test_the_order_does_not_depend_on_the_file_system_and_pickling_keeps_it(clas
 
 
 def test_the_fingerprint_sees_changed_bytes_of_equal_length(classes):
+    def fingerprint():
+        module = ImageFolderDataModule(classes, image_size=8)
+        module.setup()
+        return module.fingerprint()
+
+    before = fingerprint()
+    assert fingerprint() == before
+    paint(classes / "red" / "3.png", (254, 0, 0))
+    assert fingerprint() != before
+
+
+def test_the_files_are_read_once_for_the_fingerprint(classes, monkeypatch):
     module = ImageFolderDataModule(classes, image_size=8)
     module.setup()
     before = module.fingerprint()
-    paint(classes / "red" / "3.png", (254, 0, 0))
-    assert module.fingerprint() != before
+    monkeypatch.setattr(type(module.load()), "fingerprint", lambda self: pytest.fail("read again"))
+    assert module.fingerprint() == before
 
 
 def test_the_name_comes_from_the_folder_or_the_user(classes, tmp_path):

@@ -57,12 +57,28 @@ def test_features_are_those_of_the_images_in_the_order_of_the_data_set(tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".lock", ".pt", ".pt"]
 
 
-def test_the_second_time_no_image_is_looked_at(tmp_path):
+def test_the_second_time_a_few_images_are_compared_and_no_more(tmp_path):
     net = network()
     first = real_features(Squares(), net, cache_dir=tmp_path)
     assert net.seen == 10
     assert torch.equal(real_features(Squares(), net, cache_dir=tmp_path), first)
-    assert net.seen == 10
+    assert net.seen == 14
+
+
+def test_features_of_a_network_whose_code_has_changed_are_computed_again(tmp_path, monkeypatch):
+    net = network()
+    first = real_features(Squares(), net, cache_dir=tmp_path)
+    digest, plain = network_digest(net), Counting.forward
+    monkeypatch.setattr(Counting, "forward", lambda self, images: plain(self, images.flip(-1)))
+    assert network_digest(net) == digest, "the weights are the same"
+    with pytest.warns(
+        UserWarning, match=r"cached real features .* are not what net computes now; computing them again"
+    ):
+        changed = real_features(Squares(), net, cache_dir=tmp_path)
+    assert not torch.allclose(changed, first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(real_features(Squares(), net, cache_dir=tmp_path), changed)
 
 
 @pytest.mark.parametrize(
