@@ -183,6 +183,7 @@ class TorchvisionDataModule(ImageDataModule):
         self._label_choice = labels
         self._classes: dict[int, str] | None = None
         self._opened: Any = None
+        self._labels: Tensor | None = None  # of the part for training, also in the processes that it is sent to
         try:
             self._open()  # missing files are then an error before any worker is started
         except FileNotFoundError:
@@ -214,7 +215,7 @@ class TorchvisionDataModule(ImageDataModule):
         """Return the images of the part for training."""
         self._open()
         dataset, self._opened = self._opened, None
-        return self._wrap(dataset, self._arguments)
+        return self._wrap(dataset, self._arguments, self._labels)
 
     def load_test(self) -> TorchvisionImages | None:
         """Return the images of the part for testing, if there is one."""
@@ -227,14 +228,16 @@ class TorchvisionDataModule(ImageDataModule):
         """Open the part for training, and learn its classes."""
         if self._opened is None:
             self._opened = source.open_dataset(self.dataset_name, self.root, self._arguments)
-            labels = source.read_labels(self.dataset_name, self._opened, self._label_choice)
-            self._classes = source.read_classes(self._opened, labels, self._label_choice)
+            if self._labels is None:
+                self._labels = source.read_labels(self.dataset_name, self._opened, self._label_choice)
+            self._classes = source.read_classes(self._opened, self._labels, self._label_choice)
             self.class_names = None if self._classes is None else tuple(self._classes.values())
             self.num_classes = None if self._classes is None else len(self._classes)
             self._check_partition_has_labels()
 
-    def _wrap(self, dataset: Any, arguments: dict[str, Any]) -> TorchvisionImages:
-        labels = source.read_labels(self.dataset_name, dataset, self._label_choice)
+    def _wrap(self, dataset: Any, arguments: dict[str, Any], labels: Tensor | None = None) -> TorchvisionImages:
+        if labels is None:
+            labels = source.read_labels(self.dataset_name, dataset, self._label_choice)
         settings = "".join(f", {key}={value!r}" for key, value in sorted(arguments.items()))
         return TorchvisionImages(
             dataset,

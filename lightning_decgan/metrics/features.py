@@ -141,7 +141,7 @@ def train_classifier_features(
 
     Args:
         datamodule: The data; it is set up if it was not.
-        cache_dir: Where trained networks are kept; ``None``: ``$DECGAN_CACHE_DIR``, else ``lightning_decgan/features`` in
+        cache_dir: Where trained networks are kept; ``None``: ``$DECGAN_CACHE_DIR``, or ``lightning_decgan/features`` in
             ``$XDG_CACHE_HOME`` or ``~/.cache``. The file is called ``<name>-<digest of data, network, epochs and
             seed>.pt``.
         epochs: Passes over the training images; ``None``: as many as make about 60,000 images, between 4 and 30.

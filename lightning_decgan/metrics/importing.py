@@ -24,8 +24,8 @@ def import_features(place: str) -> nn.Module:
 
     Args:
         place: `module:name`. The module is looked for where Python looks, and in the current folder. The name is that
-            of a feature network, of a function or class that makes one without arguments, or of an extractor of
-            torch-fidelity's kind, as its ``register_feature_extractor`` takes (its default layer for FID is used).
+            of a feature network, of a function or class that makes one without arguments, or of an extractor class of
+            torch-fidelity's kind, made with its own name and its default layer for FID.
 
     Returns:
         The network, in evaluation mode.

@@ -243,6 +243,15 @@ def test_it_travels_to_other_processes_without_its_files_in_hand(root):
     assert copy.fingerprint() == module.fingerprint()
 
 
+def test_labels_that_are_kept_nowhere_are_read_once_for_all_processes(root, monkeypatch):
+    module = make("Hidden", root)
+    monkeypatch.setattr(source, "read_labels", lambda *_: pytest.fail("every image is read again"))
+    module.setup("fit")
+    copy = pickle.loads(pickle.dumps(module))
+    copy.setup("fit")
+    assert torch.equal(copy.train_labels, module.train_labels)
+
+
 def test_a_database_is_open_once_however_many_read_it_and_not_for_ever(root):
     first, second = make("LSUN", root).load(), make("LSUN", root).load()
     assert first.dataset is second.dataset
