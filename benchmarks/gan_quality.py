@@ -3,6 +3,7 @@
     python benchmarks/gan_quality.py                              ten forms, three seeds
     python benchmarks/gan_quality.py --resume                     what is missing of the same: runs are kept as they end
     python benchmarks/gan_quality.py --forms "ring" --seeds 1 --steps 600
+    python benchmarks/gan_quality.py --device cuda --width 64 --batch 64 --name gan_quality_gpu
     sudo .venv/bin/python benchmarks/gan_quality.py --delay-ms 50 --forms "one-peer exponential, late" --seeds 1
 
 Every run is a `Trainer.fit` as users call it, of the same networks from the same weights on the same number of images.
@@ -10,8 +11,10 @@ The score is the Frechet distance on the features of a classifier of Fashion-MNI
 the averaged generator: the consensus of all workers at every evaluation, and each worker's own at the end.
 
 DDP stands for centralized training: the gradients of both players are averaged over all workers before either steps,
-which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today. With `--delay-ms` or
-`--mbit` the workers sit on an emulated network, and the score is drawn against the seconds that training took there.
+which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today. In every form the
+learning rates fall linearly to zero, as published recipes have them (`--constant-lr`: they do not): at full rate the
+score of a GAN depends on the moment at which one looks. With `--delay-ms` or `--mbit` the workers sit on an emulated
+network, and the score is drawn against the seconds that training took there; with `--device cuda` they share one GPU.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from recording import RESULTS, machine_line, markdown_table, save_results
 from shaped_network import ShapedNetwork
+from torch.optim.lr_scheduler import LinearLR
 
 from lightning_decgan import DecentralizedGossipStrategy, PowerGossip
 from lightning_decgan.callbacks import FidelityCallback
@@ -48,9 +52,8 @@ from lightning_decgan.optim import OptimisticAdam
 
 REFERENCE = "DDP, optimistic Adam"
 EVALUATIONS = 5
-BATCH = 16
-REAL_IMAGES = 4992
-"""Of the 5,000 validation images: as many as the workers' batches make up evenly."""
+REAL_IMAGES = 5000
+"""Of the validation part; scored are as many of them as the workers' batches make up evenly."""
 CLASSIFIED = 10_000
 """Samples of the consensus that are sorted into classes; a multiple of how many are drawn at a time."""
 _AT_A_TIME = 250
@@ -70,12 +73,14 @@ class Form:
         optimizer: makes each player's optimizer.
         schedule: the order of play.
         partition: how the data is dealt out to workers.
+        classes: whether both networks are told classes; fakes are then asked for in those of the real images.
     """
 
     settings: dict[str, Any] | None = field(default_factory=dict)
     optimizer: Callable[..., torch.optim.Optimizer] = _OPTIMISTIC_ADAM
     schedule: str = "simultaneous"
     partition: str = "iid"
+    classes: bool = False
 
 
 FORMS: dict[str, Form] = {
@@ -89,6 +94,7 @@ FORMS: dict[str, Form] = {
     "alternating Adam, DDP": Form(None, _ADAM, "alternating"),
     "ring, by label": Form({"topology": "ring"}, partition="by_label"),
     "complete, by label": Form({"topology": "complete"}, partition="by_label"),
+    "ring, by label, told": Form({"topology": "ring"}, partition="by_label", classes=True),
     "one-peer exponential, late": Form({"topology": "one_peer_exponential", "max_delay": None}),
     "one-peer exponential, PowerGossip": Form({"topology": "one_peer_exponential", "compression": PowerGossip(1)}),
 }
@@ -104,6 +110,11 @@ class Plan:
     seeds: int
     workers: int
     steps: int
+    batch: int
+    width: int
+    lr: float
+    constant_lr: bool
+    device: str
     features: torch.nn.Module
     samples: int
     done: frozenset[tuple[int, str]] = frozenset()
@@ -113,16 +124,25 @@ class Plan:
         runs = [(seed, form) for seed in range(self.seeds) for form in self.forms]
         return [run for run in runs if run not in self.done]
 
+    @property
+    def validation_batches(self) -> int:
+        """Of each worker."""
+        return REAL_IMAGES // (self.batch * self.workers)
 
-def make_module(form: Form) -> DecentralizedGANModule:
-    """The GAN of the benchmark: a small DCGAN with a spectrally normalized discriminator and the hinge loss."""
+
+def make_module(plan: Plan, form: Form) -> DecentralizedGANModule:
+    """The GAN of the benchmark: a DCGAN with a spectrally normalized discriminator and the hinge loss."""
+    classes = 10 if form.classes else None
+    falling = functools.partial(LinearLR, start_factor=1.0, end_factor=0.0, total_iters=plan.steps)
     return DecentralizedGANModule(
-        DCGANGenerator(image_size=28, width=16),
-        DCGANDiscriminator(image_size=28, width=16, spectral_norm=True),
+        DCGANGenerator(image_size=28, width=plan.width, num_classes=classes),
+        DCGANDiscriminator(image_size=28, width=plan.width, spectral_norm=True, num_classes=classes),
         loss="hinge",
         optimizer=form.optimizer,
-        generator_lr=1e-3,
-        discriminator_lr=1e-3,
+        generator_lr=plan.lr,
+        discriminator_lr=plan.lr,
+        lr_scheduler=None if plan.constant_lr else falling,
+        generated_labels="batch",
         schedule=form.schedule,
         ema_decay=0.995,
     )
@@ -174,11 +194,12 @@ class Recorder(Callback):
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         # Before the strategy puts the consensus on: this worker's own generator.
-        fidelity = real_images_scored(self.plan.features)
+        fidelity = real_images_scored(self.plan.features).to(module.device)
         if not fidelity.real_features:
             # The images that all workers together have validated on, here in order and there dealt out in turn.
-            for batch in itertools.islice(trainer.datamodule.val_dataloader(), REAL_IMAGES // BATCH):
-                fidelity.update(batch[0], real=True)
+            batches = self.plan.validation_batches * self.plan.workers
+            for batch in itertools.islice(trainer.datamodule.val_dataloader(), batches):
+                fidelity.update(batch[0].to(module.device), real=True)
         for first in range(0, self.plan.samples, _AT_A_TIME):
             images = module.sample(min(_AT_A_TIME, self.plan.samples - first), seed=10_000 + first)
             fidelity.update(images, real=False)
@@ -191,11 +212,15 @@ def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
     """One run of one form, on this worker."""
     os.environ["PL_GLOBAL_SEED"] = str(seed)  # Lightning's sampler takes the order of the data from it
     torch.manual_seed(seed)
+    place: dict[str, Any] = {
+        "parallel_devices": [torch.device(plan.device)] * plan.workers,
+        "process_group_backend": "gloo",
+    }
     strategy: DDPStrategy = (
         # Alternating steps leave one player without a gradient in each of their backwards.
-        DDPStrategy(find_unused_parameters=form.schedule == "alternating")
+        DDPStrategy(find_unused_parameters=form.schedule == "alternating", **place)
         if form.settings is None
-        else DecentralizedGossipStrategy(**form.settings, seed=seed, timeout=_TIMEOUT)
+        else DecentralizedGossipStrategy(**form.settings, seed=seed, timeout=_TIMEOUT, **place)
     )
     recorder = Recorder(plan, seed)
     fidelity = FidelityCallback(
@@ -203,27 +228,25 @@ def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
     )
     trainer = Trainer(
         strategy=strategy,
-        accelerator="cpu",
-        devices=plan.workers,
         max_steps=2 * plan.steps,  # Lightning counts optimizer steps
         max_epochs=-1,
         check_val_every_n_epoch=None,
         val_check_interval=plan.steps // EVALUATIONS,
         num_sanity_val_steps=0,
-        limit_val_batches=REAL_IMAGES // BATCH // plan.workers,
+        limit_val_batches=plan.validation_batches,
         callbacks=[fidelity, recorder],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = make_module(form)
-    data = FashionMNISTDataModule(batch_size=BATCH, partition=form.partition)
+    module = make_module(plan, form)
+    data = FashionMNISTDataModule(batch_size=plan.batch, partition=form.partition)
     trainer.fit(module, datamodule=data)
     return {
         "history": recorder.history,
         "own_score": recorder.own_score,
-        "classes": classes_drawn(plan, module, trainer.global_rank).tolist(),
+        "classes": classes_drawn(plan, module.to(plan.device), trainer.global_rank).tolist(),
         "grid": recorder.grid,
     }
 
@@ -237,7 +260,7 @@ def classes_drawn(plan: Plan, module: DecentralizedGANModule, worker: int) -> to
     counts = torch.zeros(10, dtype=torch.int64)
     for first in range(worker * _AT_A_TIME, CLASSIFIED, plan.workers * _AT_A_TIME):
         images = module.sample(_AT_A_TIME, seed=20_000 + first)
-        counts += torch.bincount(plan.features.head(plan.features(images)).argmax(1), minlength=10)
+        counts += torch.bincount(plan.features.head(plan.features(images)).argmax(1), minlength=10).cpu()
     return counts
 
 
@@ -363,7 +386,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000, help=f"batches of a worker; a multiple of {EVALUATIONS}")
+    parser.add_argument("--batch", type=int, default=16, help="images of a worker and step")
+    parser.add_argument("--width", type=int, default=16, help="of both networks")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of both players")
+    parser.add_argument("--constant-lr", action="store_true", help="do not let the learning rates fall to zero")
     parser.add_argument("--samples", type=int, default=5000, help="generated for a score")
+    parser.add_argument("--device", default="cpu", help="of all workers: cpu, cuda, cuda:1, ...")
     parser.add_argument("--delay-ms", type=float, default=None, help="one way, of an emulated network (needs root)")
     parser.add_argument("--mbit", type=float, default=None, help="of each worker's link there")
     parser.add_argument("--name", default="gan_quality", help="of the files of results")
@@ -372,6 +400,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps < EVALUATIONS or arguments.steps % EVALUATIONS:
         parser.error(f"--steps must be a positive multiple of {EVALUATIONS}, found {arguments.steps}")
+    if not 1 <= arguments.batch <= REAL_IMAGES // arguments.workers:
+        parser.error(f"--batch must be from 1 to {REAL_IMAGES // arguments.workers}, found {arguments.batch}")
     features = train_classifier_features(FashionMNISTDataModule())
     forms = arguments.forms or [form for form in FORMS if form not in ON_SLOW_NETWORKS]
     forms = (REFERENCE, *(form for form in forms if form != REFERENCE))
@@ -384,7 +414,11 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     done = frozenset((run["seed"], run["form"]) for run in runs)
-    plan = Plan(forms, arguments.seeds, arguments.workers, arguments.steps, features, arguments.samples, done)
+    how = {name: getattr(arguments, name) for name in ("batch", "width", "lr", "constant_lr", "device")}
+    plan = Plan(
+        forms, arguments.seeds, arguments.workers, arguments.steps, **how,
+        features=features, samples=arguments.samples, done=done,
+    )  # fmt: skip
     slow = arguments.delay_ms is not None or arguments.mbit is not None
     network = ShapedNetwork(plan.workers, arguments.mbit, arguments.delay_ms or 0.0) if slow else None
     where = f"; {arguments.delay_ms or 0:g} ms one way, {arguments.mbit or 'no limit of'} Mbit/s" if slow else ""
@@ -394,9 +428,9 @@ def main() -> None:
             save_results(arguments.name, settings, runs, arguments.output)
             if run["seed"] == 0:
                 draw_samples(run, path)
-    draw(runs, path.with_suffix(".png"), BATCH * arguments.workers, features.name)
+    draw(runs, path.with_suffix(".png"), arguments.batch * arguments.workers, features.name)
     text = (
-        f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {BATCH} images each,"
+        f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {arguments.batch} images each,"
         f" {arguments.seeds} seeds{where}; Frechet distance on {features.name} features; {machine_line()}\n\n"
         f"{table(runs)}\n"
     )

@@ -10,6 +10,8 @@ import json
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -22,11 +24,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory and versions: what somebody else needs to compare figures with ours.
+    """Processor, cores, memory, GPU if any, and versions: what somebody else needs to compare figures with ours.
 
     Example:
         >>> sorted(describe_machine())
-        ['cores', 'kernel', 'lightning', 'memory_gib', 'processor', 'python', 'torch']
+        ['cores', 'gpu', 'kernel', 'lightning', 'memory_gib', 'processor', 'python', 'torch']
     """
     processor = platform.processor() or platform.machine()
     try:
@@ -39,12 +41,23 @@ def describe_machine() -> dict[str, Any]:
         "processor": processor,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(memory_bytes / 2**30, 1),
+        "gpu": _gpu(),
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         # From the metadata: who only starts processes that measure does not import torch.
         "torch": importlib.metadata.version("torch"),
         "lightning": importlib.metadata.version("lightning"),
     }
+
+
+def _gpu() -> str | None:
+    """What NVIDIA's own program calls the first GPU."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    asked = [program, "--query-gpu=name", "--format=csv,noheader"]
+    found = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
+    return found.stdout.splitlines()[0].strip() if found.returncode == 0 and found.stdout.strip() else None
 
 
 def machine_line() -> str:
@@ -55,7 +68,8 @@ def machine_line() -> str:
         True
     """
     machine = describe_machine()
-    return f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {date.today()}"
+    gpu = "" if machine["gpu"] is None else f"{machine['gpu']}, "
+    return f"{gpu}{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}, {date.today()}"
 
 
 def command_line() -> str:

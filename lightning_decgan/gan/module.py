@@ -55,6 +55,9 @@ SCHEDULES = {
 }
 """How the two players take turns within a batch."""
 
+GENERATED_LABELS = ("uniform", "batch")
+"""Where the classes that a conditional generator is asked for in training come from."""
+
 
 class DecentralizedGANModule(LightningModule, Game, Sampling):
     """A GAN whose two players move at once, by default with optimistic Adam, under whatever strategy the Trainer has.
@@ -95,6 +98,9 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             ``"extragradient"`` (two gradients a step; needs ``ExtraAdam`` or ``ExtraSGD``).
         terminate_on_nan: Stop with an error at a loss that is not finite, as none after it will be. Looked at after
             each batch on the CPU; elsewhere, where looking waits for the device, after each 50th and at validation.
+        generated_labels: Which classes a conditional generator is asked for in a training step: ``"uniform"``, drawn
+            uniformly (:meth:`sample_labels`), or ``"batch"``, those of the real images. With ``"batch"`` a worker whose
+            data has some of the classes only never teaches its discriminator that all images of the others are fakes.
         joint: Run the discriminator over real and generated images in one batch, and take both players' gradients from
             one backward through it; right where it treats samples independently. None finds out at the first batch.
 
@@ -141,6 +147,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         discriminator_every_steps: int = 1,
         schedule: str = "simultaneous",
         terminate_on_nan: bool = True,
+        generated_labels: str = "uniform",
         joint: bool | None = None,
     ) -> None:
         super().__init__()
@@ -156,6 +163,11 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             raise TypeError(f"lr_scheduler must be a callable of an optimizer, found {type(lr_scheduler).__name__}")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, found {schedule!r}")
+        if generated_labels not in GENERATED_LABELS:
+            raise ValueError(
+                f"generated_labels must be one of {', '.join(GENERATED_LABELS)}, found {generated_labels!r}"
+            )
+        self.generated_labels = generated_labels
         self.latent_dim = check_integer("latent_dim", latent_dim, 1)
         self.penalty_weight = number("penalty_weight", penalty_weight, ">= 0", lambda weight: weight >= 0)
         self.penalty_every_steps = check_integer("penalty_every_steps", penalty_every_steps, 1)
@@ -198,7 +210,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             *plain,
             *("latent_dim", "penalty_weight", "penalty_every_steps", "generator_lr", "discriminator_lr", "ema_decay"),
             *("generator_every_steps", "discriminator_every_steps", "schedule", "ema_warmup", "joint"),
-            "terminate_on_nan",
+            *("terminate_on_nan", "generated_labels"),
             *("generator_clip_norm", "discriminator_clip_norm"),
         )
 
@@ -350,7 +362,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         if self.num_classes is None:
             return None
         real = self.real_labels(batch)
-        return real, self.sample_labels(len(real))
+        return real, real if self.generated_labels == "batch" else self.sample_labels(len(real))
 
     @torch.no_grad()
     def _may_be_joint(self, real: Tensor, latent: Tensor, labels: Labels | None) -> bool:

@@ -96,6 +96,8 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         timeout: deadline of one gossip round; a neighbour that misses it is given up (see `on_loss`).
         edges: `"gloo"` sends from host memory, where tensors of a GPU cross over on a stream of their own; `"nccl"`,
             with a GPU for each worker, sends from there.
+        workers_per_device: workers that share each device of the Trainer, to try many workers on one GPU or CPU: with 4
+            and `Trainer(accelerator="gpu", devices=1)` four workers train on one GPU.
         on_loss: `"continue"` without a worker or link that is lost, or `"raise"` an error that names it.
         accelerator, parallel_devices, cluster_environment, checkpoint_io, precision_plugin: as for `DDPStrategy`.
         process_group_backend: of the default group, which serves evaluation and users' own collectives.
@@ -137,6 +139,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         timeout: timedelta = timedelta(seconds=30),
         on_loss: Literal["continue", "raise"] = "continue",
         edges: Literal["gloo", "nccl"] = "gloo",
+        workers_per_device: int = 1,
         *,
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -156,6 +159,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             merge_rounds=merge_rounds,
             on_loss=on_loss,
             edges=edges,
+            workers_per_device=workers_per_device,
             buffers=buffers,
             evaluate=evaluate,
             seed=seed,
@@ -163,6 +167,13 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
             world_timeout=world_timeout,
             start_method=start_method,
         )
+        if workers_per_device > 1 and "nccl" in (edges, process_group_backend):
+            name = "edges" if edges == "nccl" else "process_group_backend"
+            raise ValueError(
+                f"{name} must be 'gloo' with workers_per_device > 1, because NCCL refuses two workers on one GPU; found"
+                " 'nccl'"
+            )
+        self.workers_per_device = workers_per_device  # before the devices, which it multiplies
         super().__init__(
             accelerator=accelerator,
             parallel_devices=parallel_devices,
@@ -256,6 +267,21 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         return self._consensus.relative_distance
 
     # ---- before any process ----
+
+    @property
+    @override
+    def parallel_devices(self) -> list[torch.device] | None:
+        """The device of each worker of this machine; the Trainer sets it to those that it was given."""
+        return self._parallel_devices
+
+    @parallel_devices.setter
+    def parallel_devices(self, devices: list[torch.device] | None) -> None:
+        self._parallel_devices = devices and [device for device in devices for _ in range(self.workers_per_device)]
+
+    @override
+    def _get_process_group_backend(self) -> str:
+        # NCCL, which Lightning would take for GPUs, refuses two workers on one.
+        return "gloo" if self.workers_per_device > 1 else super()._get_process_group_backend()
 
     @override
     def _configure_launcher(self) -> None:

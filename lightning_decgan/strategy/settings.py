@@ -17,7 +17,7 @@ _CHOICES = {
     "edges": ("gloo", "nccl"),
     "start_method": ("popen", "spawn", "fork", "forkserver"),
 }
-_LEAST = {"rounds": 1, "gossip_every": 1, "seed": 0}
+_LEAST = {"rounds": 1, "gossip_every": 1, "workers_per_device": 1, "seed": 0}
 
 
 def check_settings(**settings: Any) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_decgan.optim import OptimisticSGD
 from lightning_decgan.strategy import DecentralizedGossipStrategy
 from lightning_decgan.topology import build_topology
+from tests.accelerators import needs_gpu
 from tests.distributed.workers import run_workers
 
 pytestmark = pytest.mark.processes
@@ -51,7 +52,7 @@ class BilinearGame(LightningModule):
         self.trajectory: list[Tensor] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        a, b, c = (torch.from_numpy(part) for part in _game(self.global_rank))
+        a, b, c = (torch.from_numpy(part).to(self.device) for part in _game(self.global_rank))
         f = self.x @ a @ self.y + b @ self.x - c @ self.y
         gx, gy = torch.autograd.grad(f, [self.x, self.y])
         self.x.grad, self.y.grad = gx, -gy
@@ -59,7 +60,7 @@ class BilinearGame(LightningModule):
             optimizer.step()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.trajectory.append(torch.cat([self.x.detach(), self.y.detach()]))
+        self.trajectory.append(torch.cat([self.x.detach(), self.y.detach()]).cpu())
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return [self.optimizer([self.x], lr=LR), self.optimizer([self.y], lr=LR)]
@@ -76,12 +77,14 @@ def _trainer(strategy: Any, **arguments: Any) -> Trainer:
     return Trainer(strategy=strategy, **(defaults | arguments))
 
 
-def _play(cases: list[tuple[str, str, int, bool, bool]]) -> list[Tensor]:
+def _play(cases: list[tuple[str, str, int, bool, bool]], shared_gpu: bool = False) -> list[Tensor]:
     trajectories = []
+    place: dict[str, Any] = {"accelerator": "gpu", "devices": 1} if shared_gpu else {}
     for optimizer, topology, rounds, overlap, merge in cases:
         game = BilinearGame({"optimistic": OptimisticSGD, "plain": torch.optim.SGD}[optimizer])
         settings: dict[str, Any] = {"topology": topology, "rounds": rounds, "overlap": overlap, "merge_rounds": merge}
-        _trainer(DecentralizedGossipStrategy(**settings)).fit(game)
+        settings["workers_per_device"] = WORKERS if shared_gpu else 1
+        _trainer(DecentralizedGossipStrategy(**settings), **place).fit(game)
         trajectories.append(torch.stack(game.trajectory))
     return trajectories
 
@@ -108,7 +111,8 @@ def _solution() -> np.ndarray:
     return np.concatenate([np.linalg.solve(a.T, c), np.linalg.solve(a, -b)])
 
 
-def test_dposg_equals_the_equations_at_every_step_and_plain_descent_ascent_diverges() -> None:
+@pytest.mark.parametrize("place", ["cpu", pytest.param("gpu", marks=needs_gpu)])
+def test_dposg_equals_the_equations_at_every_step_and_plain_descent_ascent_diverges(place: str) -> None:
     cases = [
         ("optimistic", topology, rounds, overlap, merge)
         for topology, rounds, merge in (
@@ -121,7 +125,7 @@ def test_dposg_equals_the_equations_at_every_step_and_plain_descent_ascent_diver
         for overlap in (False, True)
     ]
     cases.append(("plain", "ring", 1, False, False))
-    found = run_workers(WORKERS, _play, cases, timeout=240.0)
+    found = run_workers(WORKERS, _play, cases, place == "gpu", timeout=240.0)
     for case, (optimizer, topology, rounds, overlap, _) in enumerate(cases):
         trajectory = np.stack([worker[case].numpy() for worker in found], axis=1)
         assert trajectory.shape == (STEPS, WORKERS, 2 * SIZE)

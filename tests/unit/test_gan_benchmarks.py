@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -132,20 +133,39 @@ def test_what_a_file_of_results_holds_is_not_run_again(tmp_path: Path) -> None:
     settings = {"steps": 600, "seeds": 3, "forms": None}
     path = save_results("quality", settings, [{"seed": 0, "form": "ring"}], tmp_path)
     done = frozenset((run["seed"], run["form"]) for run in gan_quality.kept_runs(path, settings | {"seeds": 1}))
-    plan = gan_quality.Plan(("DDP", "ring"), 2, 4, 600, nn.Identity(), 5000, done)
+    plan = make_plan(forms=("DDP", "ring"), seeds=2, done=done)
     assert plan.runs() == [(0, "DDP"), (1, "DDP"), (1, "ring")]
     assert gan_quality.kept_runs(tmp_path / "none.json", settings) == []
     with pytest.raises(ValueError, match=r"quality.json holds runs with steps 600; use the same settings"):
         gan_quality.kept_runs(path, settings | {"steps": 1200})
 
 
-@pytest.mark.parametrize("name", gan_quality.FORMS)
+@pytest.mark.parametrize("name", [name for name, form in gan_quality.FORMS.items() if not form.classes])
 def test_every_form_has_the_same_networks_from_the_same_weights(name: str) -> None:
     torch.manual_seed(0)
-    expected = nn.utils.parameters_to_vector(gan_quality.make_module(gan_quality.Form()).parameters())
+    expected = nn.utils.parameters_to_vector(gan_quality.make_module(make_plan(), gan_quality.Form()).parameters())
     torch.manual_seed(0)
-    module = gan_quality.make_module(gan_quality.FORMS[name])
+    module = gan_quality.make_module(make_plan(), gan_quality.FORMS[name])
     assert torch.equal(nn.utils.parameters_to_vector(module.parameters()), expected)
+
+
+def make_plan(**settings: Any) -> gan_quality.Plan:
+    """A plan that nobody carries out."""
+    names = {field.name for field in dataclasses.fields(gan_quality.Plan)} - {"done"}
+    usual = {"steps": 600, "batch": 16, "width": 4, "lr": 1e-3, "constant_lr": False, "device": "cpu", "workers": 4}
+    return gan_quality.Plan(**(dict.fromkeys(names) | usual | settings))
+
+
+def test_learning_rates_fall_to_zero_unless_they_are_to_stay() -> None:
+    for constant_lr, expected in ((False, 0.0), (True, 1e-3)):
+        module = gan_quality.make_module(make_plan(steps=5, constant_lr=constant_lr), gan_quality.Form())
+        optimizers, *schedulers = module.configure_optimizers() if not constant_lr else (module.configure_optimizers(),)
+        for _ in range(5):
+            for optimizer in optimizers:
+                optimizer.step()
+            for scheduler in schedulers[0] if schedulers else ():
+                scheduler.step()
+        assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups] == [expected] * 2
 
 
 def test_steps_are_measured_in_turns_and_compared_with_the_usual_one(

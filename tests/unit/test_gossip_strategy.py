@@ -43,6 +43,13 @@ def _trainer(devices: int = 4, strategy: Any = None, **settings: Any) -> Trainer
         ({"gossip_every": -1}, ValueError, "gossip_every must be an integer >= 1, found -1"),
         ({"gossip_every": 0}, ValueError, "gossip_every must be an integer >= 1, found 0"),
         ({"gossip_every": None}, TypeError, "gossip_every must be an integer >= 1, found None"),
+        ({"workers_per_device": 0}, ValueError, "workers_per_device must be an integer >= 1, found 0"),
+        ({"workers_per_device": 2, "edges": "nccl"}, ValueError, "edges must be 'gloo' with workers_per_device > 1"),
+        (
+            {"workers_per_device": 2, "process_group_backend": "nccl"},
+            ValueError,
+            "process_group_backend must be 'gloo'",
+        ),
         ({"seed": -1}, ValueError, "seed must be an integer >= 0, found -1"),
         ({"seed": 0.5}, TypeError, "seed must be an integer >= 0, found 0.5"),
         ({"buffers": "x"}, ValueError, "buffers must be 'local' or 'average', found 'x'"),
@@ -63,6 +70,13 @@ def test_a_bad_setting_is_refused_with_its_name_what_was_found_and_what_would_be
     with pytest.raises(error) as caught:
         DecentralizedGossipStrategy(**settings)
     assert str(caught.value).startswith(message)
+
+
+def test_workers_share_devices_and_the_topology_is_of_all_of_them() -> None:
+    strategy = DecentralizedGossipStrategy("ring", workers_per_device=3)
+    trainer = _trainer(2, strategy)
+    assert trainer.strategy.topology.workers == trainer.num_devices == 6
+    assert strategy._get_process_group_backend() == "gloo"
 
 
 def test_an_argument_that_does_not_exist_is_refused() -> None:

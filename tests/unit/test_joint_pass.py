@@ -29,7 +29,7 @@ def make_game(name: str, classes: int | None, **settings: object) -> tuple[Decen
 
 def joint_gradients(game: DecentralizedGANModule, real: Tensor, latent: Tensor) -> dict[str, Tensor]:
     """What the joint pass leaves in both players."""
-    labels = None if game.num_classes is None else (REAL_LABELS, FAKE_LABELS)
+    labels = None if game.num_classes is None else (REAL_LABELS.to(real.device), FAKE_LABELS.to(real.device))
     torch.manual_seed(1)  # of the augmentation
     fake = game.generate(latent, None if labels is None else labels[1])
     both_pass(game, real, fake, labels).objective.backward()
@@ -38,12 +38,15 @@ def joint_gradients(game: DecentralizedGANModule, real: Tensor, latent: Tensor) 
 
 def plain_gradients(game: DecentralizedGANModule, real: Tensor, latent: Tensor) -> dict[str, Tensor]:
     """Each player's loss on a graph of its own, differentiated by autograd alone."""
-    conditional, found = game.num_classes is not None, {}
+    found = {}
+    classes, fake_classes = None, ()
+    if game.num_classes is not None:
+        fake_classes = (FAKE_LABELS.to(real.device),)
+        classes = torch.cat([REAL_LABELS.to(real.device), *fake_classes])
     for player in ("discriminator", "generator"):
         own = copy.deepcopy(game)
         torch.manual_seed(1)
-        fake = own.generate(latent, FAKE_LABELS) if conditional else own.generate(latent)
-        classes = torch.cat([REAL_LABELS, FAKE_LABELS]) if conditional else None
+        fake = own.generate(latent, *fake_classes)
         real_logits, fake_logits = own.judge(torch.cat([real, fake]), classes).split(N)
         if player == "discriminator":
             loss = own.discriminator_loss(real_logits, fake_logits)
