@@ -3,7 +3,7 @@
     python benchmarks/gan_quality.py                              ten forms, three seeds
     python benchmarks/gan_quality.py --resume                     what is missing of the same: runs are kept as they end
     python benchmarks/gan_quality.py --forms "ring" --seeds 1 --steps 600
-    python benchmarks/gan_quality.py --device cuda --width 64 --batch 64 --name gan_quality_gpu
+    python benchmarks/gan_quality.py --device cuda:0 --width 64 --batch 64 --name gan_quality_gpu
     sudo .venv/bin/python benchmarks/gan_quality.py --delay-ms 50 --forms "one-peer exponential, late" --seeds 1
 
 Every run is a `Trainer.fit` as users call it, of the same networks from the same weights on the same number of images.
@@ -14,7 +14,7 @@ DDP stands for centralized training: the gradients of both players are averaged 
 which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today. In every form the
 learning rates fall linearly to zero, as published recipes have them (`--constant-lr`: they do not): at full rate the
 score of a GAN depends on the moment at which one looks. With `--delay-ms` or `--mbit` the workers sit on an emulated
-network, and the score is drawn against the seconds that training took there; with `--device cuda` they share one GPU.
+network, and the score is drawn against the seconds that training took there; with `--device cuda:0` they share one GPU.
 """
 
 from __future__ import annotations
@@ -346,6 +346,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int, feature
     matplotlib.use("Agg")
     import numpy as np
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure, (by_images, by_seconds) = plt.subplots(1, 2, figsize=(14, 5.5), sharey=True)
     for form in dict.fromkeys(run["form"] for run in runs):
@@ -362,6 +363,9 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int, feature
     by_seconds.set(xlabel="seconds of training")
     for axis in (by_images, by_seconds):
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     by_images.legend(fontsize=8)
     figure.tight_layout()
@@ -391,7 +395,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="of both players")
     parser.add_argument("--constant-lr", action="store_true", help="do not let the learning rates fall to zero")
     parser.add_argument("--samples", type=int, default=5000, help="generated for a score")
-    parser.add_argument("--device", default="cpu", help="of all workers: cpu, cuda, cuda:1, ...")
+    parser.add_argument("--device", default="cpu", help="of all workers: cpu, cuda:0, cuda:1, ...")
     parser.add_argument("--delay-ms", type=float, default=None, help="one way, of an emulated network (needs root)")
     parser.add_argument("--mbit", type=float, default=None, help="of each worker's link there")
     parser.add_argument("--name", default="gan_quality", help="of the files of results")
@@ -400,6 +404,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps < EVALUATIONS or arguments.steps % EVALUATIONS:
         parser.error(f"--steps must be a positive multiple of {EVALUATIONS}, found {arguments.steps}")
+    if torch.device(arguments.device).type == "cuda" and torch.device(arguments.device).index is None:
+        parser.error(f"--device must say which GPU, such as cuda:0, found {arguments.device}")
     if not 1 <= arguments.batch <= REAL_IMAGES // arguments.workers:
         parser.error(f"--batch must be from 1 to {REAL_IMAGES // arguments.workers}, found {arguments.batch}")
     features = train_classifier_features(FashionMNISTDataModule())

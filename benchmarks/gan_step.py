@@ -4,7 +4,8 @@
     python benchmarks/gan_step.py --device cuda --precision bf16 --networks dcgan_64 --batch 256
 
 The same networks, loss and optimizers take the same number of steps in four ways, in turns, so that whatever else the
-machine does falls on all of them alike:
+machine does falls on all of them alike. Freed memory is kept for the next step, as `decgan train` does
+(`--give-memory-back`: it is not, as in a plain program; each step then pays for its pages, the joint one for the most):
 
 - **usual**: the loop of most tutorials. The discriminator's step on real images and on fakes, each its own batch; then
   the generator's, for which the fakes go through the discriminator again, whose unused gradients are made as well.
@@ -27,6 +28,7 @@ import torch
 from recording import RESULTS, command_line, machine_line, markdown_table, save_results
 from torch import Tensor, nn
 
+from lightning_decgan.callbacks import keep_freed_memory
 from lightning_decgan.gan import (
     DCGANDiscriminator,
     DCGANGenerator,
@@ -170,12 +172,15 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
+    parser.add_argument("--give-memory-back", action="store_true", help="leave freed memory to the C library's ways")
     parser.add_argument("--name", default="gan_step", help="of the files of results")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.blocks < 2 or min(arguments.steps, arguments.batch) < 1:
         found = f"{arguments.blocks}, {arguments.steps} and {arguments.batch}"
         parser.error(f"--blocks must be at least 2, for quartiles, --steps and --batch at least 1, found {found}")
+    if not arguments.give_memory_back:
+        keep_freed_memory()
     results = {network: measure(network, arguments) for network in arguments.networks}
     rows = [row(network, form, rates) for network, rates in results.items() for form in FORMS]
     table = markdown_table(["networks", "step", "images/s", "to usual", "quartiles"], rows)

@@ -6,6 +6,7 @@ from lightning_decgan.callbacks.class_histogram import ClassHistogram
 from lightning_decgan.callbacks.fault_injector import BadParameters, BadPayload, Delay, FaultInjector, Freeze, Kill
 from lightning_decgan.callbacks.fidelity import FidelityCallback, images_of
 from lightning_decgan.callbacks.gossip_monitor import GossipMonitor
+from lightning_decgan.callbacks.keep_memory import KeepMemory, keep_freed_memory
 from lightning_decgan.callbacks.own_random_numbers import OwnRandomNumbers
 from lightning_decgan.callbacks.run_summary import RunSummary
 from lightning_decgan.callbacks.sample_grid import SampleGrid, image_grid, save_png
@@ -21,6 +22,7 @@ __all__ = [
     "FidelityCallback",
     "Freeze",
     "GossipMonitor",
+    "KeepMemory",
     "Kill",
     "OwnRandomNumbers",
     "RunSummary",
@@ -28,6 +30,7 @@ __all__ = [
     "StopAfterBatches",
     "image_grid",
     "images_of",
+    "keep_freed_memory",
     "save_png",
     "training_batches",
 ]

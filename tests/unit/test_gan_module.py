@@ -341,6 +341,20 @@ def test_classes_reach_both_players_in_training_penalties_validation_and_samples
     assert gan.sample(2, labels=torch.tensor([1, 0]), seed=0).mean((1, 2, 3)).round().tolist() == [0, -1]
 
 
+@pytest.mark.parametrize(("generated_labels", "others"), [("batch", False), ("uniform", True)])
+def test_in_training_a_worker_asks_for_the_classes_of_its_data_or_for_all(tmp_path, generated_labels, others):
+    torch.manual_seed(0)
+    gan = DecentralizedGANModule(
+        ConditionalGenerator(), ConditionalDiscriminator(), generated_labels=generated_labels, joint=False
+    )
+    images, labels = torch.rand(32, 1, 8, 8) * 2 - 1, torch.arange(32) % 2
+    trainer(tmp_path, 4).fit(gan, DataLoader(TensorDataset(images, labels), batch_size=8))
+    asked = torch.cat(gan.discriminator.asked)
+    assert bool((asked == 2).any()) == others
+    if not others:
+        assert torch.equal(asked, labels.view(4, 8).repeat_interleave(2, 0).flatten()), "real, generated, real, ..."
+
+
 def test_labels_that_are_no_classes_are_named(tmp_path):
     gan = DecentralizedGANModule(ConditionalGenerator(), ConditionalDiscriminator())
     with pytest.raises(ValueError, match="labels must be 2 classes from 0 to 2, found 3"):
@@ -682,6 +696,7 @@ def test_the_module_can_be_sent_to_another_process():
         ({"latent_dim": 0}, ValueError, "latent_dim must be an integer >= 1, found 0"),
         ({"loss": "hing"}, ValueError, "loss must be one of non_saturating"),
         ({"penalty": "r3"}, ValueError, "penalty must be one of r1, wgan_gp, dragan or None"),
+        ({"generated_labels": "all"}, ValueError, "generated_labels must be one of uniform, batch, found 'all'"),
         (
             {"schedule": "random"},
             ValueError,

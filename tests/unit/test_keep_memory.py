@@ -1,0 +1,45 @@
+"""Freed memory stays with a process that asked for it, and the page faults of a step go away."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightning_decgan.callbacks import KeepMemory, keep_memory
+
+FAULTS = """
+import resource, sys, torch
+from lightning_decgan.callbacks import keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def step():
+    return [torch.ones(10 << 20) for _ in range(3)]  # 40 MiB each: glibc by itself keeps nothing above 32
+step()
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
+def test_a_step_finds_the_memory_of_the_last_one():
+    def faults(how):
+        words = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout)
+
+    kept, given_back = faults("keep"), faults("plain")
+    assert given_back > 100 * max(kept, 1)
+
+
+@pytest.mark.parametrize(("device", "asked"), [("cpu", 1), ("meta", 0)])
+def test_the_callback_asks_once_and_on_the_cpu_only(monkeypatch, device, asked):
+    calls = []
+    monkeypatch.setattr(keep_memory, "_once", lambda: calls.append(1))
+    KeepMemory().on_train_start(None, SimpleNamespace(device=torch.device(device)))
+    assert len(calls) == asked
