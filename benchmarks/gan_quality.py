@@ -11,10 +11,15 @@ The score is the Frechet distance on the features of a classifier of Fashion-MNI
 the averaged generator: the consensus of all workers at every evaluation, and each worker's own at the end.
 
 DDP stands for centralized training: the gradients of both players are averaged over all workers before either steps,
-which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today. In every form the
-learning rates fall linearly to zero, as published recipes have them (`--constant-lr`: they do not): at full rate the
-score of a GAN depends on the moment at which one looks. With `--delay-ms` or `--mbit` the workers sit on an emulated
-network, and the score is drawn against the seconds that training took there; with `--device cuda:0` they share one GPU.
+which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today.
+
+A form is run at every learning rate that is given (`--lr`) and compared with DDP at its best one: the Adam of a worker
+divides by the noise of its own gradients, up to sqrt(N) times that of an average of N, so the same rate makes smaller
+steps. The rates fall linearly to zero, as published recipes have them (`--constant-lr`: they do not): at full rate the
+score of a GAN depends on the moment at which one looks.
+
+With `--delay-ms` or `--mbit` the workers sit on an emulated network, and the score is drawn against the seconds that
+training took there; with `--device cuda:0` they share one GPU.
 """
 
 from __future__ import annotations
@@ -112,7 +117,7 @@ class Plan:
     steps: int
     batch: int
     width: int
-    lr: float
+    lrs: tuple[float, ...]
     constant_lr: bool
     device: str
     features: torch.nn.Module
@@ -120,8 +125,8 @@ class Plan:
     done: frozenset[tuple[int, str]] = frozenset()
 
     def runs(self) -> list[tuple[int, str]]:
-        """(seed, form): seeds outermost, so that whatever else the machine does falls on all forms alike."""
-        runs = [(seed, form) for seed in range(self.seeds) for form in self.forms]
+        """(seed, form at a rate): seeds outermost, so that whatever else the machine does falls on all alike."""
+        runs = [(seed, at(form, lr)) for seed in range(self.seeds) for form in self.forms for lr in self.lrs]
         return [run for run in runs if run not in self.done]
 
     @property
@@ -130,7 +135,12 @@ class Plan:
         return REAL_IMAGES // (self.batch * self.workers)
 
 
-def make_module(plan: Plan, form: Form) -> DecentralizedGANModule:
+def at(form: str, lr: float) -> str:
+    """The name of a form at a learning rate."""
+    return f"{form} @ {lr:g}"
+
+
+def make_module(plan: Plan, form: Form, lr: float) -> DecentralizedGANModule:
     """The GAN of the benchmark: a DCGAN with a spectrally normalized discriminator and the hinge loss."""
     classes = 10 if form.classes else None
     falling = functools.partial(LinearLR, start_factor=1.0, end_factor=0.0, total_iters=plan.steps)
@@ -139,8 +149,8 @@ def make_module(plan: Plan, form: Form) -> DecentralizedGANModule:
         DCGANDiscriminator(image_size=28, width=plan.width, spectral_norm=True, num_classes=classes),
         loss="hinge",
         optimizer=form.optimizer,
-        generator_lr=plan.lr,
-        discriminator_lr=plan.lr,
+        generator_lr=lr,
+        discriminator_lr=lr,
         lr_scheduler=None if plan.constant_lr else falling,
         generated_labels="batch",
         schedule=form.schedule,
@@ -208,7 +218,7 @@ class Recorder(Callback):
         self.grid = module.sample(40, seed=1).clamp(-1, 1).mul(127.5).add(127.5).byte().tolist()
 
 
-def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
+def train(plan: Plan, form: Form, lr: float, seed: int) -> dict[str, Any]:
     """One run of one form, on this worker."""
     os.environ["PL_GLOBAL_SEED"] = str(seed)  # Lightning's sampler takes the order of the data from it
     torch.manual_seed(seed)
@@ -240,7 +250,7 @@ def train(plan: Plan, form: Form, seed: int) -> dict[str, Any]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = make_module(plan, form)
+    module = make_module(plan, form, lr)
     data = FashionMNISTDataModule(batch_size=plan.batch, partition=form.partition)
     trainer.fit(module, datamodule=data)
     return {
@@ -264,9 +274,10 @@ def classes_drawn(plan: Plan, module: DecentralizedGANModule, worker: int) -> to
     return counts
 
 
-def answer(plan: Plan, form: str, seed: int) -> dict[str, Any]:
+def answer(plan: Plan, run: str, seed: int) -> dict[str, Any]:
     """What a worker says of its part of a run."""
-    return train(plan, FORMS[form], seed)
+    form, lr = run.split(" @ ")
+    return {**train(plan, FORMS[form], float(lr), seed), "form": form, "lr": float(lr)}
 
 
 def measure(plan: Plan, network: ShapedNetwork | None = None) -> Iterator[dict[str, Any]]:
@@ -281,10 +292,10 @@ def measure(plan: Plan, network: ShapedNetwork | None = None) -> Iterator[dict[s
             "classes": [sum(counts) / CLASSIFIED for counts in zip(*(one["classes"] for one in answers), strict=True)],
             "grids": [one["grid"] for one in answers],
         }
-        score, own = run["history"][-1]["score"], run["own_scores"]
+        score, own, name = run["history"][-1]["score"], run["own_scores"], at(run["form"], run["lr"])
         print(
-            f"{number}/{len(runs)} seed {run['seed']}, {run['form']}: {score:.2f}, workers {min(own):.2f} to"
-            f" {max(own):.2f} ({run['seconds']:.0f} s; about {minutes_left:.0f} min left)",
+            f"{number}/{len(runs)} seed {run['seed']}, {name}: {score:.2f}, workers {min(own):.2f} to {max(own):.2f}"
+            f" ({run['seconds']:.0f} s; about {minutes_left:.0f} min left)",
             file=sys.stderr,
             flush=True,
         )
@@ -303,7 +314,7 @@ def kept_runs(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     other = [
         name
         for name, value in settings.items()
-        if name not in ("forms", "seeds") and content["settings"][name] != value
+        if name not in ("forms", "seeds", "lr") and content["settings"][name] != value
     ]
     if other:
         found = ", ".join(f"{name} {content['settings'][name]}" for name in other)
@@ -312,16 +323,18 @@ def kept_runs(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """One line a form: means and spreads over seeds."""
-    reference = statistics.mean(run["history"][-1]["score"] for run in runs if run["form"] == REFERENCE)
+    """One line a form and learning rate: means and spreads over seeds, beside DDP at its best rate."""
+    reference = mean_score(best_rate([run for run in runs if run["form"] == REFERENCE]))
     rows = []
-    for form in dict.fromkeys(run["form"] for run in runs):
-        mine = [run for run in runs if run["form"] == form]
+    for form, lr in dict.fromkeys((run["form"], run["lr"]) for run in runs):
+        mine = [run for run in runs if (run["form"], run["lr"]) == (form, lr)]
         scores = [run["history"][-1]["score"] for run in mine]
         worst = [max(run["own_scores"]) for run in mine]
         rows.append(
             [
                 form,
+                f"{lr:g}",
+                str(len(mine)),
                 _spread(scores),
                 f"{statistics.mean(scores) / reference - 1:+.1%}",
                 _spread(worst),
@@ -331,8 +344,19 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
                 f"{statistics.mean(run['history'][-1]['seconds'] for run in mine):.0f}",
             ]
         )
-    heading = ["form", "consensus", "to DDP", "worst worker", "to DDP", "distance", "rarest class", "seconds"]
-    return markdown_table(heading, rows)
+    heading = ["form", "rate", "seeds", "consensus", "to DDP", "worst worker", "to DDP", "distance", "rarest class"]
+    return markdown_table([*heading, "seconds"], rows)
+
+
+def mean_score(runs: Sequence[dict[str, Any]]) -> float:
+    """Of the consensus, at the end."""
+    return statistics.mean(run["history"][-1]["score"] for run in runs)
+
+
+def best_rate(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the runs of one form those at the learning rate that ended best."""
+    by_rate = {lr: [run for run in runs if run["lr"] == lr] for lr in {run["lr"] for run in runs}}
+    return min(by_rate.values(), key=mean_score)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -340,7 +364,10 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int, features: str) -> None:
-    """The score against images seen and against seconds of training: means, and from the best to the worst seed."""
+    """The score against images seen and against seconds of training: means, and from the best to the worst seed.
+
+    Each form at the learning rate that ended best.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -350,7 +377,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int, feature
 
     figure, (by_images, by_seconds) = plt.subplots(1, 2, figsize=(14, 5.5), sharey=True)
     for form in dict.fromkeys(run["form"] for run in runs):
-        mine = [run["history"] for run in runs if run["form"] == form]
+        mine = [run["history"] for run in best_rate([run for run in runs if run["form"] == form])]
         values = np.array([[entry["score"] for entry in history] for history in mine])
         style = {"color": "black", "linewidth": 3} if form == REFERENCE else {}
         for axis, places in (
@@ -392,7 +419,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help=f"batches of a worker; a multiple of {EVALUATIONS}")
     parser.add_argument("--batch", type=int, default=16, help="images of a worker and step")
     parser.add_argument("--width", type=int, default=16, help="of both networks")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of both players")
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="learning rates of both players")
     parser.add_argument("--constant-lr", action="store_true", help="do not let the learning rates fall to zero")
     parser.add_argument("--samples", type=int, default=5000, help="generated for a score")
     parser.add_argument("--device", default="cpu", help="of all workers: cpu, cuda:0, cuda:1, ...")
@@ -419,12 +446,10 @@ def main() -> None:
         runs = kept_runs(path, settings) if arguments.resume else []
     except ValueError as error:
         parser.error(str(error))
-    done = frozenset((run["seed"], run["form"]) for run in runs)
-    how = {name: getattr(arguments, name) for name in ("batch", "width", "lr", "constant_lr", "device")}
-    plan = Plan(
-        forms, arguments.seeds, arguments.workers, arguments.steps, **how,
-        features=features, samples=arguments.samples, done=done,
-    )  # fmt: skip
+    done = frozenset((run["seed"], at(run["form"], run["lr"])) for run in runs)
+    same = ("seeds", "workers", "steps", "batch", "width", "constant_lr", "device", "samples")
+    how = {name: getattr(arguments, name) for name in same}
+    plan = Plan(forms=forms, lrs=tuple(arguments.lr), features=features, done=done, **how)
     slow = arguments.delay_ms is not None or arguments.mbit is not None
     network = ShapedNetwork(plan.workers, arguments.mbit, arguments.delay_ms or 0.0) if slow else None
     where = f"; {arguments.delay_ms or 0:g} ms one way, {arguments.mbit or 'no limit of'} Mbit/s" if slow else ""
@@ -435,10 +460,10 @@ def main() -> None:
             if run["seed"] == 0:
                 draw_samples(run, path)
     draw(runs, path.with_suffix(".png"), arguments.batch * arguments.workers, features.name)
+    rates = "constant" if arguments.constant_lr else "falling to zero"
     text = (
-        f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {arguments.batch} images each,"
-        f" {arguments.seeds} seeds{where}; Frechet distance on {features.name} features; {machine_line()}\n\n"
-        f"{table(runs)}\n"
+        f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {arguments.batch} images each{where};"
+        f" learning rates {rates}; Frechet distance on {features.name} features; {machine_line()}\n\n{table(runs)}\n"
     )
     path.with_suffix(".md").write_text(text)
     print(text)
