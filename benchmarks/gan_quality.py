@@ -29,6 +29,7 @@ import contextlib
 import functools
 import itertools
 import json
+import math
 import os
 import statistics
 import sys
@@ -112,7 +113,7 @@ class Plan:
     """What every worker goes through, in order."""
 
     forms: tuple[str, ...]
-    seeds: int
+    seeds: range
     workers: int
     steps: int
     batch: int
@@ -126,7 +127,7 @@ class Plan:
 
     def runs(self) -> list[tuple[int, str]]:
         """(seed, form at a rate): seeds outermost, so that whatever else the machine does falls on all alike."""
-        runs = [(seed, at(form, lr)) for seed in range(self.seeds) for form in self.forms for lr in self.lrs]
+        runs = [(seed, at(form, lr)) for seed in self.seeds for form in self.forms for lr in self.lrs]
         return [run for run in runs if run not in self.done]
 
     @property
@@ -184,10 +185,10 @@ class Recorder(Callback):
         # DDP by itself would draw the same latents on every worker.
         step = module.batches_seen
         torch.manual_seed((self.seed * trainer.world_size + trainer.global_rank) * 1_000_000 + step)
-        self._started = time.perf_counter()
+        self._started = _now(module.device)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self._trained_seconds += time.perf_counter() - self._started
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self._trained_seconds += _now(module.device) - self._started
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         score = trainer.callback_metrics[f"fidelity/{self.plan.features.name}/frechet_distance"]
@@ -216,6 +217,12 @@ class Recorder(Callback):
         self.own_score = float(fidelity.compute()["frechet_distance"])
         fidelity.reset()
         self.grid = module.sample(40, seed=1).clamp(-1, 1).mul(127.5).add(127.5).byte().tolist()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def train(plan: Plan, form: Form, lr: float, seed: int) -> dict[str, Any]:
@@ -311,11 +318,7 @@ def kept_runs(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     content = json.loads(path.read_text())
-    other = [
-        name
-        for name, value in settings.items()
-        if name not in ("forms", "seeds", "lr") and content["settings"][name] != value
-    ]
+    other = [name for name, value in settings.items() if content["settings"][name] != value]
     if other:
         found = ", ".join(f"{name} {content['settings'][name]}" for name in other)
         raise ValueError(f"--resume: {path} holds runs with {found}; use the same settings, or another --name")
@@ -354,9 +357,11 @@ def mean_score(runs: Sequence[dict[str, Any]]) -> float:
 
 
 def best_rate(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the runs of one form those at the learning rate that ended best."""
-    by_rate = {lr: [run for run in runs if run["lr"] == lr] for lr in {run["lr"] for run in runs}}
-    return min(by_rate.values(), key=mean_score)
+    """Of the runs of one form those at the learning rate that ended best on the seeds that all rates have."""
+    by_rate = {lr: [run for run in runs if run["lr"] == lr] for lr in dict.fromkeys(run["lr"] for run in runs)}
+    common = set.intersection(*({run["seed"] for run in mine} for mine in by_rate.values()))
+    scores = {lr: mean_score([run for run in mine if run["seed"] in common]) for lr, mine in by_rate.items()}
+    return by_rate[min(scores, key=lambda lr: (math.isnan(scores[lr]), scores[lr]))]
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -407,14 +412,15 @@ def draw_samples(run: dict[str, Any], path: Path) -> None:
 
     workers = [np.hstack(np.array(grid, dtype=np.uint8)[:, 0]) for grid in run["grids"]]
     name = run["form"].replace(", ", "_").replace(" ", "_")
-    Image.fromarray(np.vstack(workers)).save(path.with_name(f"{path.stem}_{name}.png"))
+    Image.fromarray(np.vstack(workers)).save(path.with_name(f"{path.stem}_{name}_{run['lr']:g}.png"))
 
 
 def main() -> None:
     """Run everything that was asked for, print the table, keep results and pictures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), help=f"'{REFERENCE}' is always among them")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0, help="the others follow")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000, help=f"batches of a worker; a multiple of {EVALUATIONS}")
     parser.add_argument("--batch", type=int, default=16, help="images of a worker and step")
@@ -438,7 +444,8 @@ def main() -> None:
     features = train_classifier_features(FashionMNISTDataModule())
     forms = arguments.forms or [form for form in FORMS if form not in ON_SLOW_NETWORKS]
     forms = (REFERENCE, *(form for form in forms if form != REFERENCE))
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "resume")}
+    of_runs = ("forms", "seeds", "first_seed", "lr")  # every run says its own
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "resume", *of_runs)}
     settings |= {"features": features.name, "features_accuracy": features.accuracy}
     settings["features_sha256"] = network_digest(features)
     path = arguments.output / f"{arguments.name}.json"
@@ -447,9 +454,10 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     done = frozenset((run["seed"], at(run["form"], run["lr"])) for run in runs)
-    same = ("seeds", "workers", "steps", "batch", "width", "constant_lr", "device", "samples")
+    same = ("workers", "steps", "batch", "width", "constant_lr", "device", "samples")
     how = {name: getattr(arguments, name) for name in same}
-    plan = Plan(forms=forms, lrs=tuple(arguments.lr), features=features, done=done, **how)
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    plan = Plan(forms=forms, seeds=seeds, lrs=tuple(arguments.lr), features=features, done=done, **how)
     slow = arguments.delay_ms is not None or arguments.mbit is not None
     network = ShapedNetwork(plan.workers, arguments.mbit, arguments.delay_ms or 0.0) if slow else None
     where = f"; {arguments.delay_ms or 0:g} ms one way, {arguments.mbit or 'no limit of'} Mbit/s" if slow else ""

@@ -139,7 +139,10 @@ def measure(network: str, arguments: argparse.Namespace) -> dict[str, list[float
         for _ in range(arguments.steps):
             for form, (game, step) in steps.items():
                 started = _now(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
+                with torch.autocast(
+                    # Without its cache, as in Lightning: "usual" would judge by the weights of before its first step.
+                    device.type, torch.bfloat16, enabled=arguments.precision == "bf16", cache_enabled=False
+                ):  # fmt: skip
                     step(game)
                 seconds[form].append(_now(device) - started)
         if block:
@@ -179,12 +182,11 @@ def main() -> None:
     if arguments.blocks < 2 or min(arguments.steps, arguments.batch) < 1:
         found = f"{arguments.blocks}, {arguments.steps} and {arguments.batch}"
         parser.error(f"--blocks must be at least 2, for quartiles, --steps and --batch at least 1, found {found}")
-    if not arguments.give_memory_back:
-        keep_freed_memory()
+    kept = not arguments.give_memory_back and keep_freed_memory()
     results = {network: measure(network, arguments) for network in arguments.networks}
     rows = [row(network, form, rates) for network, rates in results.items() for form in FORMS]
     table = markdown_table(["networks", "step", "images/s", "to usual", "quartiles"], rows)
-    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"} | {"memory_kept": kept}
     path = save_results(arguments.name, settings, results, arguments.output)
     how = f"{arguments.loss} loss, {arguments.batch} images, precision {arguments.precision}, {arguments.device}"
     path.with_suffix(".md").write_text(f"`{command_line()}`; {how}; {machine_line()}\n\n{table}\n")

@@ -86,7 +86,9 @@ def save_results(name: str, settings: dict[str, Any], results: Any, folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     content = {"machine": describe_machine(), "command": command_line(), "settings": settings, "results": results}
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n")
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n")
+    unfinished.replace(path)  # whoever is ended here keeps the runs of before
     return path
 
 

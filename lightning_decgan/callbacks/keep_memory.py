@@ -14,8 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 __all__ = ["KeepMemory", "keep_freed_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_NEVER_BYTES = 2**30
-"""Blocks below this size come from memory that is kept; 1 GiB is far above any tensor of a step on a CPU."""
+_THRESHOLDS_BYTES = (2**30, 2**25)
+"""Blocks below come from memory that is kept. 1 GiB is far above any tensor of a step on a CPU; 32 MiB is the most that
+older versions of glibc take."""
 
 
 def keep_freed_memory() -> bool:
@@ -39,7 +40,8 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library, such as musl
         return False
-    return all(mallopt(option, _NEVER_BYTES) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD))
+    kept = any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in _THRESHOLDS_BYTES)
+    return mallopt(_M_TRIM_THRESHOLD, max(_THRESHOLDS_BYTES)) == 1 and kept
 
 
 _once = functools.cache(keep_freed_memory)

@@ -30,8 +30,16 @@ BETTER = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `decgan evaluate`."""
-    parser = checkpoint_parser("evaluate", "Score a checkpoint's samples against the validation images of its data.")
+    parser = checkpoint_parser(
+        "evaluate", "Score a checkpoint's samples against images of its data that were not trained on."
+    )
     parser.add_argument("--samples", type=int, default=1024, metavar="N", help="images to generate (default: 1024)")
+    parser.add_argument(
+        "--part",
+        choices=("validation", "test"),
+        default="validation",
+        help="the real images; test where best.ckpt was chosen by its validation score (default: validation)",
+    )
     parser.add_argument("--per-worker", action="store_true", help="score each worker's own generator as well")
     parser.add_argument(
         "--scorer",
@@ -192,18 +200,20 @@ def _evaluate(
     from lightning_decgan.cli.pictures import run_folder
     from lightning_decgan.metrics import PUBLISHED_INCEPTION, ScoreSettings, real_features
     from lightning_decgan.metrics.extractors import network_digest, torch_fidelity_version
+    from lightning_decgan.metrics.real_images import images_of_part
 
     settings = PUBLISHED_INCEPTION if arguments.features == "inception" else ScoreSettings()
     if arguments.kernel_subset_size is not None:
         settings = replace(settings, kernel_subset_size=arguments.kernel_subset_size)
-    settings.check_counts(len(datamodule.val_dataset), arguments.samples)
-    real = real_features(datamodule, network, cache_dir=arguments.cache_dir)
+    settings.check_counts(len(images_of_part(datamodule, arguments.part)), arguments.samples)
+    real = real_features(datamodule, network, arguments.part, cache_dir=arguments.cache_dir)
     drawn = {"samples": arguments.samples, "seed": arguments.seed}
     scores, fake = evaluate(trained.model, network, real, scorer=scorer, settings=settings, **drawn)
     result: dict[str, Any] = {
         "checkpoint": str(trained.path),
         "data": datamodule.name,
         "data_sha256": datamodule.fingerprint(),
+        "part": arguments.part,
         "real_images": len(real),
         **drawn,
         "features": network.name,
@@ -249,7 +259,8 @@ def _print_table(result: dict[str, Any]) -> None:
         for name, value in scores.items():
             table.add_row(name, f"{value:.5g}", BETTER[name])
     lines = [
-        f"features: {result['features']}; against {result['real_images']} images of {result['data']}; "
+        f"features: {result['features']}; against {result['real_images']} {result['part']} images of "
+        f"{result['data']}; "
         f"computed by {result['scorer']} {result['scorer_version']}"
     ]
     if "memorization" in result:

@@ -171,6 +171,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return Subset(self._loaded(), self._validation_indices)  # type: ignore[arg-type]
 
     @property
+    def test_dataset(self) -> LabelledImages | None:
+        """The test set, after ``setup("test")``; None where the data has none of its own."""
+        return self._test_images
+
+    @property
     def train_labels(self) -> Tensor:
         """The labels of :attr:`train_dataset` in its order, ``(n,)`` ``int64``, after :meth:`setup`."""
         return labels_of(self._loaded())[self._train_indices]

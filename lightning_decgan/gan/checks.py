@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +14,16 @@ from lightning_decgan.checks import check_integer
 __all__ = [
     "check_classes",
     "check_images",
+    "check_range",
     "class_labels",
     "image_batch",
     "number",
     "number_of_classes",
     "separate_players",
 ]
+
+_ROUNDING = 0.01
+"""Interpolation and half precision may leave [-1, 1] by this much."""
 
 
 def number(name: str, value: Any, wanted: str, holds: Callable[[float], bool]) -> float:
@@ -58,6 +63,36 @@ def image_batch(batch: Any) -> Tensor:
             f"found {images.dtype} of shape {tuple(images.shape)}"
         )
     return images
+
+
+def check_range(images: Tensor) -> None:
+    """Look whether images are scaled as generators draw them; one look waits for the device.
+
+    Raises:
+        ValueError: Values are outside [-1, 1].
+
+    Warns:
+        UserWarning: All are above zero, as between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> check_range(torch.tensor([0.0, 255.0]))
+        Traceback (most recent call last):
+        ...
+        ValueError: images must have values in [-1, 1], as a generator draws them, found 0 to 255: scale them where ...
+    """
+    low, high = (float(value) for value in images.aminmax())
+    if low < -1 - _ROUNDING or high > 1 + _ROUNDING:
+        raise ValueError(
+            f"images must have values in [-1, 1], as a generator draws them, found {low:.4g} to {high:.4g}: scale them"
+            " where they are loaded, or in a subclass's real_images"
+        )
+    if low >= 0 and high > 0:
+        warnings.warn(
+            f"the images of the first batch have values from {low:.4g} to {high:.4g}; a generator draws from -1 to 1,"
+            " so a discriminator could tell the two apart by their range",
+            stacklevel=2,
+        )
 
 
 def class_labels(batch: Any, num_classes: int) -> Tensor:

@@ -77,4 +77,6 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
         else:
             mean.copy_(buffer)
     if means:
-        get_ema_multi_avg_fn(decay)(means, values, 0)
+        # The average may be kept in more precision than the network has.
+        same = [value.to(mean.dtype) for mean, value in zip(means, values, strict=True)]
+        get_ema_multi_avg_fn(decay)(means, same, 0)

@@ -24,6 +24,7 @@ from lightning_decgan.gan.augment import AugmentSpec, get_augment
 from lightning_decgan.gan.checks import (
     check_classes,
     check_images,
+    check_range,
     class_labels,
     image_batch,
     number,
@@ -285,9 +286,17 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         return optimizers, schedulers
 
     @override
+    def on_fit_start(self) -> None:
+        """Keep the average in full precision whatever the players have: a slow one moves by less than half rounds."""
+        if self.ema_generator is not None and next(self.ema_generator.parameters()).itemsize < 4:
+            self.ema_generator.float()
+
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """One step of the game; logs the losses, the penalty and the mean logits of this worker."""
         real, labels = self.real_images(batch), self._labels(batch)
+        if self.batches_seen == 0:
+            self._look_at_first(real)
         optimizers: list[Optimizer] = self.optimizers()  # type: ignore[assignment]
         discriminator_optimizer = self._on_turn(optimizers[0], self.discriminator_every_steps)
         generator_optimizer = self._on_turn(optimizers[1], self.generator_every_steps)
@@ -370,6 +379,10 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         with seeded(0, self._sampling_device), evaluating(self.generator):
             fake = self.generate(latent, None if labels is None else labels[1])
         return fake.shape == real.shape and treats_samples_independently(self, real, fake, labels)
+
+    @torch.compiler.disable
+    def _look_at_first(self, real: Tensor) -> None:
+        check_range(real)
 
     def _on_turn(self, optimizer: Optimizer, every_steps: int) -> Optimizer | None:
         """The optimizer of a player that moves on this batch; a player that is wholly frozen rests."""

@@ -144,7 +144,7 @@ class Sampling:
         network = self.ema_generator if ema and self.ema_generator is not None else self.generator
         asked = self._asked_labels(len(latent), labels)
         with evaluating(network):
-            return full_precision(network(latent, *asked))
+            return full_precision(network(latent.to(next(network.parameters()).dtype), *asked))
 
     @property
     def _sampling_device(self) -> torch.device:

@@ -24,7 +24,7 @@ from lightning_decgan.metrics.extractors import network_digest
 from lightning_decgan.metrics.feature_cache import cache_key, default_cache_dir, exclusive, read_tensors, write_tensors
 from lightning_decgan.metrics.features import progress_bar
 
-PARTS = ("train", "validation")
+PARTS = ("train", "validation", "test")
 
 _COMPARED = 4
 """Images whose features are computed again when the others are read from the cache."""
@@ -44,12 +44,12 @@ def real_features(
     batch_size: int = 256,
     progress: bool = True,
 ) -> Tensor:
-    """The features of a DataModule's training or validation images, in the order of the data set.
+    """The features of a DataModule's training, validation or test images, in the order of the data set.
 
     Args:
         datamodule: The data; it is set up if it was not. Its ``fingerprint`` covers content, size and split.
         network: The feature network, in evaluation mode, on the device that it is to run on.
-        part: ``"train"`` or ``"validation"``.
+        part: ``"train"``, ``"validation"`` or ``"test"``.
         cache_dir: Where features are kept; None: ``$DECGAN_CACHE_DIR``, else ``lightning_decgan/features`` in
             ``$XDG_CACHE_HOME`` or ``~/.cache``. A folder that cannot be written costs a warning.
         batch_size: Images at a time.
@@ -60,7 +60,7 @@ def real_features(
 
     Raises:
         TypeError: If ``datamodule`` is not an ImageDataModule, or ``network`` no feature network.
-        ValueError: If there is no such part, or the images do not suit the network.
+        ValueError: If there is no such part (not all data has a test set), or the images do not suit the network.
 
     Example:
         >>> import tempfile
@@ -78,12 +78,11 @@ def real_features(
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, found {part!r}")
     check_network(network)
-    datamodule.setup("fit")
-    dataset = datamodule.train_dataset if part == "train" else datamodule.val_dataset
+    dataset = images_of_part(datamodule, part)
     device = next(network.parameters(), torch.empty(0)).device
     key = cache_key(
         data=datamodule.fingerprint(),
-        part=part,
+        part=f"test {dataset.fingerprint()}" if part == "test" else part,  # the data's digest is of the other two
         network=network_digest(network),
         device=device.type,
         version=FORMAT_VERSION,
@@ -111,6 +110,21 @@ def real_features(
             except OSError as error:
                 warnings.warn(f"the real features could not be cached in {folder} ({error})", stacklevel=2)
     return features
+
+
+def images_of_part(datamodule: ImageDataModule, part: str) -> Any:
+    """The training, validation or test images of a DataModule, which is set up if it was not.
+
+    Raises:
+        ValueError: The data has no test set of its own.
+    """
+    datamodule.setup("fit")
+    if part != "test":
+        return datamodule.train_dataset if part == "train" else datamodule.val_dataset
+    datamodule.setup("test")
+    if datamodule.test_dataset is None:
+        raise ValueError(f"part must be train or validation, because {datamodule.name} has no test set of its own")
+    return datamodule.test_dataset
 
 
 def _load(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:

@@ -70,6 +70,13 @@ def test_the_groups_are_those_that_the_documentation_promises():
     }
 
 
+@pytest.mark.parametrize("option", options("trainer"))
+def test_every_trainer_validates_and_ends_alike(option):
+    ours, usual = compose([f"trainer={option}"]).trainer, compose(["trainer=cpu"]).trainer
+    assert set(usual) <= set(ours)
+    assert {key for key in usual if ours[key] != usual[key]} <= {"accelerator", "devices", "precision"}
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_resolves_and_names_things_that_exist(group, option):
     config = composed(group, option)

@@ -60,6 +60,14 @@ def test_each_worker_is_scored_by_its_own_weights(checkpoint, tmp_path, scored):
     assert "workers" not in alone
 
 
+def test_the_part_that_is_scored_against_is_named_and_must_exist(checkpoint, scored, capsys, feature_cache):
+    result, printed = scored(checkpoint, "--scorer", "torchmetrics")
+    assert result["part"] == "validation"
+    assert "against 359 validation images of digits" in printed
+    line = fails(capsys, checkpoint, "--part", "test", "--samples", 150, "--cache-dir", feature_cache)
+    assert line == "part must be train or validation, because digits has no test set of its own"
+
+
 def test_a_checkpoint_without_workers_says_so(checkpoint, capsys, feature_cache):
     line = fails(capsys, checkpoint, "--per-worker", "--samples", 150, "--cache-dir", feature_cache)
     assert line.endswith("was not saved by a decentralized run of decgan train; leave out --per-worker")
@@ -150,7 +158,7 @@ def test_a_distance_is_called_fid_with_published_inception_features_only(checkpo
     assert sorted(result["scores"]) == (["fid", "kid"] if published else ["frechet_distance", "kernel_distance"])
     assert result["settings"]["kernel_subsets"] == 100
     assert ("fid" in printed) == published
-    assert "features: inception-v3-compat; against 359 images of digits" in printed
+    assert "features: inception-v3-compat; against 359 validation images of digits" in printed
 
 
 @pytest.mark.parametrize("name", ["make", "network", "Extractor"])

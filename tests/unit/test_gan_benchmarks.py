@@ -125,22 +125,31 @@ def test_the_table_compares_means_over_seeds_with_ddp_at_its_best_rate() -> None
     assert "4.0%" in ring, "its rarest class"
 
 
+def test_rates_are_compared_on_the_seeds_that_both_have_and_a_diverged_one_is_not_the_best() -> None:
+    def run(lr: float, seed: int, score: float) -> dict[str, Any]:
+        return {"lr": lr, "seed": seed, "history": [{"score": score}]}
+
+    slow = [run(1e-3, 0, 10.0), run(1e-3, 1, 99.0)]
+    assert gan_quality.best_rate([*slow, run(2e-3, 0, 11.0)]) == slow
+    assert gan_quality.best_rate([run(2e-3, 0, float("nan")), *slow]) == slow
+
+
 def test_curves_and_a_grid_of_every_workers_samples_are_drawn(tmp_path: Path) -> None:
     path = tmp_path / "quality.json"
     gan_quality.draw(runs(), path.with_suffix(".png"), images_a_step=64, features="fashion_mnist_cnn")
     gan_quality.draw_samples(runs()[0], path)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["quality.png", "quality_DDP_optimistic_Adam.png"]
+    assert names == ["quality.png", "quality_DDP_optimistic_Adam_0.001.png"]
     with Image.open(tmp_path / names[1]) as grid:
         assert grid.size == (40 * 28, 2 * 28), "forty samples of each of two workers"
 
 
 def test_what_a_file_of_results_holds_is_not_run_again(tmp_path: Path) -> None:
-    settings = {"steps": 600, "seeds": 3, "forms": None}
+    settings = {"steps": 600, "batch": 16}
     path = save_results("quality", settings, [{"seed": 0, "form": "ring", "lr": 1e-3}], tmp_path)
-    kept = gan_quality.kept_runs(path, settings | {"seeds": 1})
+    kept = gan_quality.kept_runs(path, settings)
     done = frozenset((run["seed"], gan_quality.at(run["form"], run["lr"])) for run in kept)
-    plan = make_plan(forms=("DDP", "ring"), seeds=2, done=done)
+    plan = make_plan(forms=("DDP", "ring"), seeds=range(2), done=done)
     assert plan.runs() == [(0, "DDP @ 0.001"), (1, "DDP @ 0.001"), (1, "ring @ 0.001")]
     assert gan_quality.kept_runs(tmp_path / "none.json", settings) == []
     with pytest.raises(ValueError, match=r"quality.json holds runs with steps 600; use the same settings"):

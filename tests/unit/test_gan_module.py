@@ -208,6 +208,18 @@ def test_other_precisions_train(tmp_path, precision, penalty):
     assert all(value.isfinite().all() for value in gan.state_dict().values())
 
 
+def test_a_slow_average_moves_where_the_weights_have_half_precision(tmp_path):
+    gan = make(ema_decay=0.999, ema_warmup=False, generator_lr=0.01)
+    before = copy.deepcopy(gan.ema_generator)
+    fit(gan, tmp_path, batches=4, precision="bf16-true")
+    for old, average, weight in zip(
+        before.parameters(), gan.ema_generator.parameters(), gan.generator.parameters(), strict=True
+    ):
+        assert (average.dtype, weight.dtype) == (torch.float32, torch.bfloat16)
+        assert not torch.equal(average, old.bfloat16().float())
+    assert gan.sample(2, seed=0).dtype == torch.float32
+
+
 @pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
 def test_16_bit_precision_with_a_loss_scaler_steps_like_32_bit(tmp_path, schedule):
     settings = {"optimizer": SGD, "generator_lr": 0.05, "discriminator_lr": 0.05, "schedule": schedule}
@@ -740,6 +752,13 @@ def test_networks_that_cannot_play_are_named():
 def test_a_batch_that_is_not_images_is_named(batch, message):
     with pytest.raises(TypeError, match=message):
         make().real_images(batch)
+
+
+def test_images_of_another_range_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"images must have values in \[-1, 1\], .* found 0 to 255: scale them"):
+        trainer(tmp_path).fit(make(), DataLoader(torch.tensor([0.0, 255.0]).repeat(8, 1, 8, 4), batch_size=8))
+    with pytest.warns(UserWarning, match="from 0.* a discriminator could tell the two apart by their range"):
+        trainer(tmp_path).fit(make(), DataLoader(torch.rand(8, 1, 8, 8), batch_size=8))
 
 
 def test_images_of_another_size_than_the_generators_are_named(tmp_path):

@@ -37,6 +37,22 @@ def test_a_step_finds_the_memory_of_the_last_one():
     assert given_back > 100 * max(kept, 1)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
+@pytest.mark.parametrize(("most", "kept"), [(2**40, True), (2**25, True), (0, False)])
+def test_an_older_c_library_keeps_what_it_can(monkeypatch, most, kept):
+    asked = []
+
+    def mallopt(option, size):
+        asked.append(option)
+        return int(option != keep_memory._M_MMAP_THRESHOLD or size <= most)
+
+    monkeypatch.setattr(keep_memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert keep_memory.keep_freed_memory() == kept
+    assert keep_memory._M_TRIM_THRESHOLD in asked
+    monkeypatch.setattr(keep_memory.ctypes, "CDLL", lambda _: SimpleNamespace())
+    assert not keep_memory.keep_freed_memory(), "musl"
+
+
 @pytest.mark.parametrize(("device", "asked"), [("cpu", 1), ("meta", 0)])
 def test_the_callback_asks_once_and_on_the_cpu_only(monkeypatch, device, asked):
     calls = []

@@ -57,6 +57,26 @@ def test_features_are_those_of_the_images_in_the_order_of_the_data_set(tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".lock", ".pt", ".pt"]
 
 
+class WithTestSet(Squares):
+    """The same with a test set of its own."""
+
+    def load_test(self) -> InMemoryImages:
+        return InMemoryImages(-self.images[:6], torch.zeros(6, dtype=torch.int64))
+
+
+def test_features_of_a_test_set_are_those_of_its_images_and_kept_by_them(tmp_path):
+    net = network()
+    found = real_features(WithTestSet(), net, "test", cache_dir=tmp_path)
+    torch.testing.assert_close(found, extract(net, -WithTestSet().images[:6], real=True))
+    negative = WithTestSet()
+    negative.images.neg_()
+    torch.testing.assert_close(
+        real_features(negative, net, "test", cache_dir=tmp_path), extract(net, WithTestSet().images[:6], real=True)
+    )
+    with pytest.raises(ValueError, match="part must be train or validation, because squares has no test set"):
+        real_features(Squares(), net, "test", cache_dir=tmp_path)
+
+
 def test_the_second_time_a_few_images_are_compared_and_no_more(tmp_path):
     net = network()
     first = real_features(Squares(), net, cache_dir=tmp_path)
@@ -161,8 +181,8 @@ def test_the_digest_of_a_network_covers_every_buffer_and_dtype():
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(ValueError, match="part must be one of train, validation, found 'test'"):
-        real_features(Squares(), network(), "test", cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="part must be one of train, validation, test, found 'all'"):
+        real_features(Squares(), network(), "all", cache_dir=tmp_path)
     with pytest.raises(TypeError, match="datamodule must be an ImageDataModule, found list"):
         real_features([], network(), cache_dir=tmp_path)
     with pytest.raises(TypeError, match="features must be a torch"):
