@@ -10,6 +10,7 @@ import pytest
 # What Lightning and pytest set in the process that makes a Trainer, and never take back.
 _SET_BY_OTHERS = {
     "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_DEVICE_ORDER",
     "GLOO_SOCKET_IFNAME",
     "GROUP_RANK",
     "KMP_DUPLICATE_LIB_OK",
@@ -39,5 +40,5 @@ def no_environment_variable_leaks() -> Iterator[None]:
             os.environ[name] = before[name]
         else:
             del os.environ[name]
-    leaked = sorted(name for name in changed - _SET_BY_OTHERS if not name.startswith("TORCHINDUCTOR_"))
+    leaked = sorted(name for name in changed - _SET_BY_OTHERS if not name.startswith(("TORCHINDUCTOR_", "TRITON_")))
     assert not leaked, f"the test leaves these environment variables changed: {leaked}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_decgan.cli.arguments import check_range, checkpoint_parser, writing
 from lightning_decgan.cli.errors import UsageError
@@ -37,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--per-worker", action="store_true", help="a row for each worker's own generator, below the consensus"
     )
+    parser.add_argument(
+        "--truncation",
+        type=float,
+        default=None,
+        metavar="T",
+        help="draw anew what is beyond T in a latent point: more typical images, less varied (default: not)",
+    )
     parser.add_argument("--no-ema", action="store_true", help="draw from the generator itself, not from its average")
     return parser
 
@@ -60,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError("samples belong to a plain grid: rows of classes or workers are as long as --columns says")
     check_range("columns", arguments.columns, 1, MOST_IMAGES)
     check_range("seed", arguments.seed, 0, 2**63 - 1)
+    if arguments.truncation is not None and not arguments.truncation > 0:
+        raise UsageError(f"truncation must be > 0, found {arguments.truncation}")
     # argparse answers --help without it: torch takes seconds to import
     from lightning_decgan.cli.checkpoint import load_trained
     from lightning_decgan.cli.pictures import check_picture_name, run_folder
@@ -82,6 +91,7 @@ def draw(
     seed: int = 0,
     ema: bool = True,
     labels: int | None = None,
+    truncation: float | None = None,
     first: int = 0,
     batch_size: int = 256,
 ) -> Tensor:
@@ -93,6 +103,7 @@ def draw(
         seed: of the latent points; the same images for every batch size up to rounding is not promised.
         ema: draw from the averaged generator.
         labels: the class of all images, of a conditional GAN; None: all classes in turn.
+        truncation: as in `DecentralizedGANModule.sample`.
         first: number of the first image, from which the classes' turn follows.
         batch_size: images at a time.
 
@@ -108,7 +119,7 @@ def draw(
         for done in range(0, n, batch_size):
             size = min(batch_size, n - done)
             wanted = model.classes_in_turn(size, first + done) if labels is None else labels
-            images.append(model.sample(size, ema=ema, labels=wanted))
+            images.append(model.sample(size, ema=ema, labels=wanted, truncation=truncation))
     return torch.cat(images)
 
 
@@ -134,10 +145,25 @@ def distance_from(consensus: Tensor, own: Tensor) -> float:
     return float((consensus - own).double().square().mean().sqrt() / between) if between > 0 else float("nan")
 
 
+def class_names(trained: TrainedModel, classes: int) -> list[str]:
+    """What the data of a checkpoint calls its classes, where a DataModule of this package says so without its files."""
+    from hydra.utils import get_class
+
+    target = str(trained.config["data"]["_target_"])
+    names = getattr(get_class(target), "class_names", None) if target.startswith("lightning_decgan.") else None
+    if isinstance(names, tuple) and len(names) == classes:
+        return [str(name) for name in names]
+    return [f"class {label}" for label in range(classes)]
+
+
+def _how(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"seed": arguments.seed, "ema": not arguments.no_ema, "truncation": arguments.truncation}
+
+
 def _grid(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -> None:
     from lightning_decgan.callbacks.sample_grid import image_grid, save_png
 
-    images = draw(trained.model, arguments.samples or _SAMPLES, seed=arguments.seed, ema=not arguments.no_ema)
+    images = draw(trained.model, arguments.samples or _SAMPLES, **_how(arguments))
     save_png(image_grid(images, arguments.columns), path)
 
 
@@ -149,10 +175,10 @@ def _classes(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -
     classes = trained.model.num_classes
     if classes is None:
         raise UsageError(f"by-class needs a conditional GAN, found one without classes in {trained.path}")
-    how = {"seed": arguments.seed, "ema": not arguments.no_ema}
+    how = _how(arguments)
     # the same latents in every row: what changes down a column is the class alone
     rows = [draw(trained.model, arguments.columns, labels=label, **how) for label in range(classes)]
-    draw_rows(path, torch.stack(rows), [f"class {label}" for label in range(classes)], "class by class")
+    draw_rows(path, torch.stack(rows), class_names(trained, classes), "class by class")
 
 
 def _workers(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -> None:
@@ -161,7 +187,7 @@ def _workers(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -
     from lightning_decgan.cli.checkpoint import worker_models
     from lightning_decgan.cli.pictures import draw_rows
 
-    how = {"seed": arguments.seed, "ema": not arguments.no_ema}
+    how = _how(arguments)
     consensus = draw(trained.model, arguments.columns, **how)
     rows = [consensus, *(draw(model, arguments.columns, **how) for model in worker_models(trained))]
     distances = [distance_from(consensus, own) for own in rows[1:]]

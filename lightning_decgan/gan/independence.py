@@ -44,6 +44,7 @@ def treats_samples_independently(game: Game, real: Tensor, fake: Tensor, labels:
     arguments = () if labels is None else (torch.cat([labels[0][:_PROBED], labels[1][:_PROBED]]),)
     network = getattr(game.discriminator, "_orig_mod", game.discriminator)
 
+    @torch.compiler.set_stance("force_eager")  # a few images of another shape would have it compiled anew
     def logits(images: Tensor) -> Tensor:
         # Statistics and power iterations are written into copies.
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}

@@ -31,6 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor
 
 from lightning_decgan.gan.game import Game, Labels, full_precision
@@ -88,7 +89,7 @@ def generator_pass(game: Game, real: Tensor, fake: Tensor, labels: Labels | None
     if game.relative:
         with torch.no_grad():
             real_logits = game.judge(real, real_labels)
-    fake_logits = game.judge(image, fake_labels)
+    fake_logits = _judge_for_two(game, image, fake_labels)
     loss, wanted = _generator_slopes(game, fake_logits.detach().requires_grad_(), real_logits)
     objective = _pull_back(fake_logits, wanted, image, fake, game.scaler, retain_graph=False) + loss
     return Pass(objective, None, loss, None, real_logits, fake_logits)
@@ -112,7 +113,7 @@ def loss_scale(scaler: torch.amp.GradScaler | None, like: Tensor) -> Tensor | No
 def _cut(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Pass:
     real_labels, fake_labels = labels or (None, None)
     image = fake.detach().requires_grad_()  # the cut: D's graph begins here
-    real_logits, fake_logits = game.judge(real, real_labels), game.judge(image, fake_labels)
+    real_logits, fake_logits = game.judge(real, real_labels), _judge_for_two(game, image, fake_labels)
     discriminator_loss = _scalar("discriminator_loss", game.discriminator_loss(real_logits, fake_logits))
     penalty = _penalty(game, real, fake, labels)
     generator_loss, wanted = _generator_slopes(game, fake_logits.detach().requires_grad_(), real_logits)
@@ -146,6 +147,15 @@ def _joint(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Pas
     penalty = _penalty(game, real, fake, labels)
     objective = objective if penalty is None else objective + penalty
     return Pass(objective, discriminator_loss, generator_loss, penalty, real_logits, fake_logits)
+
+
+def _judge_for_two(game: Game, image: Tensor, labels: Tensor | None) -> Tensor:
+    """Logits whose graph is walked twice, once for each player.
+
+    A compiled discriminator would else lend the memory of its graph to its first backward, and refuse the second.
+    """
+    with functorch_config.patch(donated_buffer=False):
+        return game.judge(image, labels)
 
 
 def _judge_together(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> tuple[Tensor, Tensor]:

@@ -67,17 +67,24 @@ def test_every_network_trains_in_every_precision(family: str, precision: str) ->
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_players_learn_what_plain_ones_do(family: str, precision: str) -> None:
-    plain, compiled = make_gan(family), make_gan(family)
+    # Not Adam, whose first steps are as long where the gradient is nothing but rounding.
+    plain, compiled = (make_gan(family, optimizer="SGD", generator_lr=0.05, discriminator_lr=0.05) for _ in range(2))
+    before = [parameter.detach().clone() for parameter in plain.parameters()]
     torch._dynamo.reset()
     compiled.generator.compile()
     compiled.discriminator.compile()
     for gan in (plain, compiled):
         seed_everything(1, verbose=False)
         train(gan, 3, precision=precision)
-    tolerance = 2e-3 if precision == "32" else 3e-2
-    for (name, found), expected in zip(compiled.named_parameters(), plain.parameters(), strict=True):
-        error = (found - expected).norm() / expected.norm().clamp(min=1e-3)
-        assert error < tolerance, f"{name}: {error:.2g}"
+    moves = [new.detach() - old for new, old in zip(plain.parameters(), before, strict=True)]
+    gaps = [(one - other).detach() for one, other in zip(compiled.parameters(), plain.parameters(), strict=True)]
+    assert plain.joint
+    assert compiled.joint
+    assert _norm(gaps) < (1e-3 if precision == "32" else 0.1) * _norm(moves)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors]).norm()
 
 
 @pytest.mark.parametrize("loss", LOSSES)

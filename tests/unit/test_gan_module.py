@@ -251,6 +251,27 @@ def test_compiled_networks_train_to_the_same_parameters(tmp_path, schedule):
     assert wrapped.sample(2).shape == (2, 1, 8, 8)
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_compiled_discriminator_with_batch_statistics_serves_both_players(tmp_path, in_place):
+    """Its graph is walked once for each player."""
+    torch._dynamo.reset()
+
+    def play(compiled):
+        torch.manual_seed(0)
+        discriminator = DCGANDiscriminator(width=2, norm=True)
+        if compiled and in_place:
+            discriminator.compile(backend="aot_eager")
+        elif compiled:
+            discriminator = torch.compile(discriminator, backend="aot_eager")
+        gan = DecentralizedGANModule(DCGANGenerator(latent_dim=4, width=2), discriminator)
+        fit(gan, tmp_path, batches=2)
+        assert not gan.joint
+        return gan
+
+    for a, b in zip(play(False).parameters(), play(True).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 # The averaged generator
 
 
@@ -527,6 +548,32 @@ def test_samples_of_a_seed_are_the_same_and_leave_no_trace():
     assert not first.requires_grad
     assert first.shape == (5, 1, 8, 8)
     assert first.abs().max() <= 1
+
+
+class Echo(nn.Module):
+    """Images that are the latents."""
+
+    latent_dim = 64
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, latent):
+        return latent.view(-1, 1, 8, 8) * self.scale
+
+
+def test_truncated_latents_are_drawn_anew_where_they_were_too_far_out():
+    gan = DecentralizedGANModule(Echo(), DCGANDiscriminator(width=2))
+    whole, cut = gan.sample(500, seed=0), gan.sample(500, seed=0, truncation=0.7)
+    assert cut.abs().max() <= 0.7
+    inside = whole.abs() <= 0.7
+    assert torch.equal(cut[inside], whole[inside])
+    # Of a normal distribution that is cut off at 0.7: 1 - 2 * 0.7 * density(0.7) / (2 * cdf(0.7) - 1) = 0.1529.
+    assert cut.var().item() == pytest.approx(0.1529, abs=0.003)
+    assert cut[~inside].var().item() == pytest.approx(0.1529, abs=0.003)
+    with pytest.raises(ValueError, match="truncation must be a finite number > 0, or None, found 0"):
+        gan.sample(1, truncation=0)
 
 
 def test_samples_without_a_seed_differ_and_follow_the_global_random_state():
