@@ -196,7 +196,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Everything that was asked for, as it stands in the JSON."""
     from lightning_decgan.cli.checkpoint import worker_models
-    from lightning_decgan.cli.evaluation import evaluate, memorization_report
+    from lightning_decgan.cli.evaluation import class_shares, evaluate, memorization_report
     from lightning_decgan.cli.pictures import run_folder
     from lightning_decgan.metrics import PUBLISHED_INCEPTION, ScoreSettings, real_features
     from lightning_decgan.metrics.extractors import network_digest, torch_fidelity_version
@@ -223,6 +223,7 @@ def _evaluate(
         "scorer_version": torch_fidelity_version() if scorer == "torch-fidelity" else metadata.version("torchmetrics"),
         "settings": asdict(settings),
         "scores": scores,
+        "classes": class_shares(fake, network, datamodule.class_names or ()),
     }
     if arguments.memorization:
         picture = arguments.picture or run_folder(trained.path) / "memorization.png"
@@ -263,6 +264,8 @@ def _print_table(result: dict[str, Any]) -> None:
         f"{result['data']}; "
         f"computed by {result['scorer']} {result['scorer_version']}"
     ]
+    if result["classes"] is not None:
+        lines.append(_classes_line(result["classes"], result["features"]))
     if "memorization" in result:
         lines.append(_memorization_line(result["memorization"]))
     console = Console()
@@ -270,6 +273,14 @@ def _print_table(result: dict[str, Any]) -> None:
     for line in lines:
         # below the table and not in it, where a path would be broken to the table's width
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _classes_line(shares: dict[str, float], features: str) -> str:
+    least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
+    return (
+        f"classes as {features} sees the samples: from {least}, {100 * shares[least]:.1f} %, to {most}, "
+        f"{100 * shares[most]:.1f} %"
+    )
 
 
 def _memorization_line(found: dict[str, Any] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,35 @@ def evaluate(
     fake = generated_features(model, network, samples, seed)
     scores = SCORERS[scorer](real, fake, network, settings or ScoreSettings())
     return published_names(scores, network), fake
+
+
+@torch.no_grad()
+def class_shares(fake: Tensor, network: nn.Module, class_names: Sequence[str]) -> dict[str, float] | None:
+    """Which share of the samples a classifier takes for which class: a class that is missing shows here.
+
+    Args:
+        fake: (n, d), features of samples.
+        network: whose they are.
+        class_names: of the data.
+
+    Returns:
+        A share for each name, 1 in all; None if the network does not tell these classes apart, or features are not
+        finite.
+
+    Example:
+        >>> network = nn.Module()
+        >>> network.head = nn.Identity()
+        >>> class_shares(torch.eye(2)[[0, 1, 1, 1]], network, ["cat", "dog"])
+        {'cat': 0.25, 'dog': 0.75}
+    """
+    head = getattr(network, "head", None)
+    if head is None or not torch.isfinite(fake).all():
+        return None
+    logits = head(fake.to(next(network.parameters(), fake).device)).cpu()
+    if logits.shape[1] != len(class_names):
+        return None
+    counts = torch.bincount(logits.argmax(1), minlength=len(class_names))
+    return dict(zip(class_names, (counts / len(fake)).tolist(), strict=True))
 
 
 def memorization_report(

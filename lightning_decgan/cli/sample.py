@@ -115,11 +115,12 @@ def draw(
     from lightning_decgan.callbacks.sample_grid import undisturbed
 
     images = []
+    cut = {} if truncation is None else {"truncation": truncation}  # a model of one's own may know no truncation
     with undisturbed(model, seed, model.device):
         for done in range(0, n, batch_size):
             size = min(batch_size, n - done)
             wanted = model.classes_in_turn(size, first + done) if labels is None else labels
-            images.append(model.sample(size, ema=ema, labels=wanted, truncation=truncation))
+            images.append(model.sample(size, ema=ema, labels=wanted, **cut))
     return torch.cat(images)
 
 

@@ -60,6 +60,15 @@ def test_each_worker_is_scored_by_its_own_weights(checkpoint, tmp_path, scored):
     assert "workers" not in alone
 
 
+def test_the_share_of_each_class_is_told_where_the_network_knows_the_classes(checkpoint, scored):
+    result, printed = scored(checkpoint, "--scorer", "torchmetrics")
+    shares = result["classes"]
+    assert list(shares) == [str(digit) for digit in range(10)]
+    assert sum(shares.values()) == pytest.approx(1)
+    least = min(shares, key=shares.get)
+    assert f"classes as digits_cnn sees the samples: from {least}, {100 * shares[least]:.1f} %, to" in printed
+
+
 def test_the_part_that_is_scored_against_is_named_and_must_exist(checkpoint, scored, capsys, feature_cache):
     result, printed = scored(checkpoint, "--scorer", "torchmetrics")
     assert result["part"] == "validation"
