@@ -115,7 +115,9 @@ def draw(
     from lightning_decgan.callbacks.sample_grid import undisturbed
 
     images = []
-    cut = {} if truncation is None else {"truncation": truncation}  # a model of one's own may know no truncation
+    cut: dict[str, Any] = (
+        {} if truncation is None else {"truncation": truncation}
+    )  # a model of one's own may know no truncation
     with undisturbed(model, seed, model.device):
         for done in range(0, n, batch_size):
             size = min(batch_size, n - done)
