@@ -37,13 +37,6 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--per-worker", action="store_true", help="a row for each worker's own generator, below the consensus"
     )
-    parser.add_argument(
-        "--truncation",
-        type=float,
-        default=None,
-        metavar="T",
-        help="draw anew what is beyond T in a latent point: more typical images, less varied (default: not)",
-    )
     parser.add_argument("--no-ema", action="store_true", help="draw from the generator itself, not from its average")
     return parser
 
@@ -67,8 +60,6 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError("samples belong to a plain grid: rows of classes or workers are as long as --columns says")
     check_range("columns", arguments.columns, 1, MOST_IMAGES)
     check_range("seed", arguments.seed, 0, 2**63 - 1)
-    if arguments.truncation is not None and not arguments.truncation > 0:
-        raise UsageError(f"truncation must be > 0, found {arguments.truncation}")
     # argparse answers --help without it: torch takes seconds to import
     from lightning_decgan.cli.checkpoint import load_trained
     from lightning_decgan.cli.pictures import check_picture_name, run_folder
@@ -91,7 +82,6 @@ def draw(
     seed: int = 0,
     ema: bool = True,
     labels: int | None = None,
-    truncation: float | None = None,
     first: int = 0,
     batch_size: int = 256,
 ) -> Tensor:
@@ -103,7 +93,6 @@ def draw(
         seed: of the latent points; the same images for every batch size up to rounding is not promised.
         ema: draw from the averaged generator.
         labels: the class of all images, of a conditional GAN; None: all classes in turn.
-        truncation: as in `DecentralizedGANModule.sample`.
         first: number of the first image, from which the classes' turn follows.
         batch_size: images at a time.
 
@@ -115,14 +104,11 @@ def draw(
     from lightning_decgan.callbacks.sample_grid import undisturbed
 
     images = []
-    cut: dict[str, Any] = (
-        {} if truncation is None else {"truncation": truncation}
-    )  # a model of one's own may know no truncation
     with undisturbed(model, seed, model.device):
         for done in range(0, n, batch_size):
             size = min(batch_size, n - done)
             wanted = model.classes_in_turn(size, first + done) if labels is None else labels
-            images.append(model.sample(size, ema=ema, labels=wanted, **cut))
+            images.append(model.sample(size, ema=ema, labels=wanted))
     return torch.cat(images)
 
 
@@ -160,7 +146,7 @@ def class_names(trained: TrainedModel, classes: int) -> list[str]:
 
 
 def _how(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"seed": arguments.seed, "ema": not arguments.no_ema, "truncation": arguments.truncation}
+    return {"seed": arguments.seed, "ema": not arguments.no_ema}
 
 
 def _grid(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -> None:

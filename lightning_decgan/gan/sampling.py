@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_decgan.checks import check_integer
-from lightning_decgan.gan.checks import number
 from lightning_decgan.gan.game import full_precision
 
 __all__ = ["Sampling", "evaluating", "seeded"]
@@ -104,13 +103,7 @@ class Sampling:
 
     @torch.no_grad()
     def sample(
-        self,
-        n: int,
-        *,
-        labels: Tensor | int | None = None,
-        seed: int | None = None,
-        ema: bool = True,
-        truncation: float | None = None,
+        self, n: int, *, labels: Tensor | int | None = None, seed: int | None = None, ema: bool = True
     ) -> Tensor:
         """Generate images, in evaluation mode; the mode is put back afterwards.
 
@@ -121,26 +114,17 @@ class Sampling:
             seed: Seed of the latents. The same seed gives the same latents on the same kind of device, and the global
                 random state stays untouched. None draws from the global random state.
             ema: Use the averaged generator, where there is one.
-            truncation: Draw anew the parts of a latent that are beyond this from zero: more typical images, less varied
-                (Brock et al. 2019, "Large Scale GAN Training", arXiv:1809.11096, section 3.1). For looking at, not for
-                scores.
 
         Returns:
             ``(n, C, H, W)`` in [-1, 1], on the module's device.
 
         Raises:
             TypeError: ``n`` is not an integer.
-            ValueError: ``n`` is below 1 or ``truncation`` not above 0; labels are given to a generator without classes,
-                or are not classes.
+            ValueError: ``n`` is below 1, or labels are given to a generator without classes, or are not classes.
         """
         check_integer("n", n, 1)
         with seeded(seed, self._sampling_device):
-            latent = self.sample_latent(n)
-            if truncation is not None:
-                largest = number("truncation", truncation, "> 0, or None", lambda value: value > 0)
-                inside = nn.init.trunc_normal_(torch.empty_like(latent, dtype=torch.float32), a=-largest, b=largest)
-                latent = torch.where(latent.abs() > largest, inside.to(latent.dtype), latent)
-            return self.render(latent, labels=labels, ema=ema)
+            return self.render(self.sample_latent(n), labels=labels, ema=ema)
 
     @torch.no_grad()
     def render(self, latent: Tensor, *, labels: Tensor | int | None = None, ema: bool = True) -> Tensor:

@@ -193,7 +193,6 @@ def test_the_timeline_shows_the_consensus_in_the_order_of_steps(run, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("sample", "CKPT", "--truncation", "0"), "truncation must be > 0, found 0.0"),
         (("sample", "CKPT", "--by-class"), "by-class needs a conditional GAN, found one without classes"),
         (("sample", "CKPT", "--per-worker"), "knows no workers"),
         (("sample", "CKPT", "--per-worker", "-n", 3), "samples belong to a plain grid"),

@@ -550,32 +550,6 @@ def test_samples_of_a_seed_are_the_same_and_leave_no_trace():
     assert first.abs().max() <= 1
 
 
-class Echo(nn.Module):
-    """Images that are the latents."""
-
-    latent_dim = 64
-
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, latent):
-        return latent.view(-1, 1, 8, 8) * self.scale
-
-
-def test_truncated_latents_are_drawn_anew_where_they_were_too_far_out():
-    gan = DecentralizedGANModule(Echo(), DCGANDiscriminator(width=2))
-    whole, cut = gan.sample(500, seed=0), gan.sample(500, seed=0, truncation=0.7)
-    assert cut.abs().max() <= 0.7
-    inside = whole.abs() <= 0.7
-    assert torch.equal(cut[inside], whole[inside])
-    # Of a normal distribution that is cut off at 0.7: 1 - 2 * 0.7 * density(0.7) / (2 * cdf(0.7) - 1) = 0.1529.
-    assert cut.var().item() == pytest.approx(0.1529, abs=0.003)
-    assert cut[~inside].var().item() == pytest.approx(0.1529, abs=0.003)
-    with pytest.raises(ValueError, match="truncation must be a finite number > 0, or None, found 0"):
-        gan.sample(1, truncation=0)
-
-
 def test_samples_without_a_seed_differ_and_follow_the_global_random_state():
     gan = make()
     torch.manual_seed(5)
