@@ -73,7 +73,7 @@ def test_scores_are_printed_with_the_name_of_their_features_and_written_as_json(
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "s.json").read_text())
     assert result["features"] == "digits_cnn"
-    assert "features: digits_cnn; against 359 images of digits" in " ".join(printed.split())
+    assert "features: digits_cnn; against 359 validation images of digits" in " ".join(printed.split())
     assert result["scores"]["frechet_distance"] > 10, "two batches of training teach nothing"
     assert f"{result['scores']['frechet_distance']:.5g}" in printed
     assert main(["evaluate", str(checkpoint), "--samples", "200", "--json", str(tmp_path / "t.json"), *cache]) == 0
