@@ -96,9 +96,12 @@ def make(config: DictConfig, key: str, **arguments: Any) -> Any:
     try:
         return instantiate(section, _convert_="all", **arguments)
     except InstantiationException as error:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         cause = error.__cause__
         # Hydra wraps whatever a constructor raises; only a refusal of arguments is bad input
-        if cause is not None and not isinstance(cause, ValueError | TypeError | OSError | ImportError | HydraException):
+        refusals = (ValueError, TypeError, OSError, ImportError, HydraException, MisconfigurationException)
+        if cause is not None and not isinstance(cause, refusals):
             raise
         where = re.search(r"full_key: (\S+)", str(error))
         path = where[1] if where and where[1].startswith(key) else key

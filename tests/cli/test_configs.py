@@ -77,6 +77,12 @@ def test_every_trainer_validates_and_ends_alike(option):
     assert {key for key in usual if ours[key] != usual[key]} <= {"accelerator", "devices", "precision"}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_bad_input():
+    with pytest.raises(UsageError, match="trainer: No supported gpu backend found"):
+        make(compose(["trainer=gpu_shared"]), "trainer")
+
+
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_resolves_and_names_things_that_exist(group, option):
     config = composed(group, option)
