@@ -229,7 +229,7 @@ def _evaluate(
         picture = arguments.picture or run_folder(trained.path) / "memorization.png"
         with writing("picture", picture):
             result["memorization"] = memorization_report(
-                trained.model, datamodule, network, real, fake, picture, seed=arguments.seed,
+                trained.model, datamodule, network, real, fake, picture, part=arguments.part, seed=arguments.seed,
                 cache_dir=arguments.cache_dir, source=trained.path.name,
             )  # fmt: skip
     if arguments.per_worker:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_decgan.cli.generated import generated_features, generated_images
 from lightning_decgan.cli.neighbors import Half, beside_neighbors, describe, draw_neighbors, nearest_rows
 from lightning_decgan.metrics import SCORERS, ScoreSettings, check_memorization, real_features
+from lightning_decgan.metrics.real_images import images_of_part
 from lightning_decgan.metrics.scoring import published_names
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def memorization_report(
     fake: Tensor,
     picture: str | Path,
     *,
+    part: str = "validation",
     seed: int = 0,
     cache_dir: str | Path | None = None,
     source: str = "",
@@ -103,9 +105,10 @@ def memorization_report(
         model: as it was when `fake` was made.
         datamodule: whose training images are searched.
         network: the feature network.
-        real: features of the held-out images, in the order of `datamodule.val_dataset`.
+        real: features of the held-out images, in the order of the data set.
         fake: features of the samples, from `evaluate` with the same `seed`.
         picture: where to draw, ending in .png.
+        part: which images are held out, "validation" or "test".
         seed: of the latent points, and of which held-out images are taken.
         cache_dir: of the training images' features.
         source: what the samples are of, for the picture.
@@ -124,7 +127,8 @@ def memorization_report(
     found = check_memorization(fake, training, real, neighbors=min(NEIGHBORS, len(training)), seed=seed)
     own, held_out = (nearest_rows(rows, PICTURED) for rows in (found.distances, found.held_out_distances))
     drawn = generated_images(model, own, len(fake), seed)
-    kept = torch.stack([datamodule.val_dataset[int(found.held_out_rows[row])][0] for row in held_out])
+    others = images_of_part(datamodule, part)
+    kept = torch.stack([others[int(found.held_out_rows[row])][0] for row in held_out])
     left = Half(
         f"the {len(own)} of {len(fake)} samples nearest to training images",
         beside_neighbors(drawn, found.neighbors[own], datamodule.train_dataset),

@@ -9,12 +9,13 @@ from PIL import Image
 from torch import nn
 
 from lightning_decgan.cli import checkpoint as checkpoints
+from lightning_decgan.cli import evaluation
 from lightning_decgan.cli.checkpoint import load_trained, worker_weights
 from lightning_decgan.cli.errors import UsageError
 from lightning_decgan.cli.evaluation import evaluate, memorization_report
 from lightning_decgan.cli.generated import generated_batches, generated_images
 from lightning_decgan.cli.main import main
-from lightning_decgan.data import DigitsDataModule
+from lightning_decgan.data import DigitsDataModule, InMemoryImages
 from lightning_decgan.metrics import ClassifierFeatures, ExtractorFeatures, extractors, real_features
 from tests.checkpoints import tiny_checkpoint, with_shards
 
@@ -280,6 +281,28 @@ def test_a_generator_that_copies_is_found_out(tmp_path, feature_cache):
         assert torch.equal(image, train[pair["training_images"][0]]), "the picture shows the sample that was measured"
     diverged = torch.full_like(fake, float("nan"))
     assert memorization_report(copier, data, network, real, diverged, tmp_path / "n.png") is None
+
+
+class MoreTestsThanValidations(DigitsDataModule):
+    """Digits with 400 test images, where 359 are for validation."""
+
+    def load_test(self):
+        self.setup("fit")
+        images = torch.stack([self.train_dataset[row][0] for row in range(400)])
+        return InMemoryImages(images.neg(), torch.zeros(400, dtype=torch.int64))
+
+
+def test_copies_are_looked_for_beside_the_images_of_the_part_that_is_held_out(tmp_path, monkeypatch):
+    data, network = MoreTestsThanValidations(), ClassifierFeatures(1, 8, 10, name="untrained_cnn").freeze()
+    real = real_features(data, network, "test", cache_dir=tmp_path)
+    copier = Copier(torch.stack([image for image, _ in data.train_dataset]))
+    _, fake = evaluate(copier, network, real, samples=300, seed=3)
+    shown = []
+    monkeypatch.setattr(evaluation, "beside_neighbors", lambda images, *_: shown.append(images))
+    monkeypatch.setattr(evaluation, "draw_neighbors", lambda path, *_: path)
+    memorization_report(copier, data, network, real, fake, tmp_path / "m.png", part="test", cache_dir=tmp_path)
+    held_out = torch.stack([image for image, _ in data.test_dataset])
+    assert all((held_out == image).flatten(1).all(1).any() for image in shown[1])
 
 
 def test_a_sample_can_be_drawn_again_by_its_number(checkpoint):
