@@ -14,9 +14,8 @@ DDP stands for centralized training: the gradients of both players are averaged 
 which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today.
 
 A form is run at every learning rate that is given (`--lr`) and compared with DDP at its best one: the Adam of a worker
-divides by the noise of its own gradients, up to sqrt(N) times that of an average of N, so the same rate makes smaller
-steps. The rates fall linearly to zero, as published recipes have them (`--constant-lr`: they do not): at full rate the
-score of a GAN depends on the moment at which one looks.
+divides by the size of its own gradients, whose noise is up to sqrt(N) times that of an average of N, so the same rate
+may make smaller steps. The rates fall linearly to zero, as published recipes have them (`--constant-lr`: they do not).
 
 With `--delay-ms` or `--mbit` the workers sit on an emulated network, and the score is drawn against the seconds that
 training took there; with `--device cuda:0` they share one GPU.
