@@ -3,19 +3,25 @@
     python benchmarks/gan_quality.py                              eleven forms, three seeds
     python benchmarks/gan_quality.py --resume                     what is missing of the same: runs are kept as they end
     python benchmarks/gan_quality.py --forms "ring" --seeds 1 --steps 600
+    python benchmarks/gan_quality.py --lr 5e-4 1e-3 2e-3          each form at the rate that suits it
     python benchmarks/gan_quality.py --device cuda:0 --width 64 --batch 64 --name gan_quality_gpu
     sudo .venv/bin/python benchmarks/gan_quality.py --delay-ms 50 --forms "one-peer exponential, late" --seeds 1
 
 Every run is a `Trainer.fit` as users call it, of the same networks from the same weights on the same number of images.
 The score is the Frechet distance on the features of a classifier of Fashion-MNIST (not FID: that is on Inception's), of
-the averaged generator: the consensus of all workers at every evaluation, and each worker's own at the end.
+the averaged generator. While training the consensus of all workers is scored against validation images, which draws the
+curves; at the end the consensus, and each worker's own, against the 10,000 test images with as many samples, of latents
+that are the same for all. What the tables compare is that last score.
 
 DDP stands for centralized training: the gradients of both players are averaged over all workers before either steps,
 which with optimistic Adam is CP-OAdam. "alternating Adam, DDP" is what most people do today.
 
-A form is run at every learning rate that is given (`--lr`) and compared with DDP at its best one: the Adam of a worker
-divides by the size of its own gradients, whose noise is up to sqrt(N) times that of an average of N, so the same rate
-may make smaller steps. The rates fall linearly to zero, as published recipes have them (`--constant-lr`: they do not).
+Where several learning rates are given (`--lr`), each form, DDP too, is first run at all of them on seeds of their own
+(`--choosing-seeds`). The rate that ends best on validation images is the form's; what is reported are other seeds, at
+that rate alone, on test images: no rate is chosen by a score that stands in the table. Forms may want different rates:
+the Adam of a worker divides by the size of its own gradients, whose noise is up to sqrt(N) times that of an average of
+N, so the same rate may make smaller steps. The rates fall linearly to zero, as published recipes have them
+(`--constant-lr`: they do not).
 
 With `--delay-ms` or `--mbit` the workers sit on an emulated network, and the score is drawn against the seconds that
 training took there; with `--device cuda:0` they share one GPU.
@@ -26,14 +32,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import itertools
 import json
 import math
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -48,7 +53,7 @@ from shaped_network import ShapedNetwork
 from torch.optim.lr_scheduler import LinearLR
 
 from lightning_decgan import DecentralizedGossipStrategy, PowerGossip
-from lightning_decgan.callbacks import FidelityCallback
+from lightning_decgan.callbacks import FidelityCallback, KeepMemory
 from lightning_decgan.data import FashionMNISTDataModule
 from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, DecentralizedGANModule
 from lightning_decgan.metrics import Fidelity, train_classifier_features
@@ -59,9 +64,10 @@ REFERENCE = "DDP, optimistic Adam"
 EVALUATIONS = 5
 REAL_IMAGES = 5000
 """Of the validation part; scored are as many of them as the workers' batches make up evenly."""
-CLASSIFIED = 10_000
-"""Samples of the consensus that are sorted into classes; a multiple of how many are drawn at a time."""
+TEST_IMAGES = 10_000
+"""Fashion-MNIST's; as many samples of the consensus are scored against them, and sorted into classes."""
 _AT_A_TIME = 250
+"""It divides TEST_IMAGES."""
 _TIMEOUT = timedelta(seconds=120)
 
 
@@ -113,7 +119,8 @@ class Plan:
     """What every worker goes through, in order."""
 
     forms: tuple[str, ...]
-    seeds: range
+    choosing: range
+    reported: range
     workers: int
     steps: int
     batch: int
@@ -123,12 +130,14 @@ class Plan:
     device: str
     features: torch.nn.Module
     samples: int
-    done: frozenset[tuple[int, str]] = frozenset()
 
-    def runs(self) -> list[tuple[int, str]]:
+    def choosing_runs(self) -> list[tuple[int, str]]:
         """(seed, form at a rate): seeds outermost, so that whatever else the machine does falls on all alike."""
-        runs = [(seed, at(form, lr)) for seed in self.seeds for form in self.forms for lr in self.lrs]
-        return [run for run in runs if run not in self.done]
+        return [(seed, at(form, lr)) for seed in self.choosing for form in self.forms for lr in self.lrs]
+
+    def reported_runs(self, rates: Mapping[str, float]) -> list[tuple[int, str]]:
+        """The same, of the seeds that are reported, each form at its own rate."""
+        return [(seed, at(form, rates[form])) for seed in self.reported for form in self.forms]
 
     @property
     def validation_batches(self) -> int:
@@ -160,9 +169,27 @@ def make_module(plan: Plan, form: Form, lr: float) -> DecentralizedGANModule:
 
 
 @functools.cache
-def real_images_scored(features: torch.nn.Module) -> Fidelity:
-    """The scores of a worker by itself; it keeps what it knows of the real images from run to run."""
-    return Fidelity(features, kernel_subsets=1, kernel_subset_size=16, reset_real_features=False, sync_on_compute=False)
+def scores_on_test_images(features: torch.nn.Module, device: torch.device) -> Fidelity:
+    """The scores of a worker by itself; it keeps what it knows of the test images from run to run."""
+    fidelity = Fidelity(
+        features, kernel_subsets=1, kernel_subset_size=16, reset_real_features=False, sync_on_compute=False
+    ).to(device)
+    data = FashionMNISTDataModule(batch_size=_AT_A_TIME)
+    data.setup("test")
+    for batch in data.test_dataloader():
+        fidelity.update(batch[0].to(device), real=True)
+    return fidelity
+
+
+@torch.no_grad()
+def score_on_test_images(features: torch.nn.Module, module: DecentralizedGANModule) -> float:
+    """Of the averaged generator that this worker has; the latents are the same for whoever asks."""
+    fidelity = scores_on_test_images(features, module.device)
+    for first in range(0, TEST_IMAGES, _AT_A_TIME):
+        fidelity.update(module.sample(_AT_A_TIME, seed=10_000 + first), real=False)
+    score = float(fidelity.compute()["frechet_distance"])
+    fidelity.reset()
+    return score
 
 
 class Recorder(Callback):
@@ -170,7 +197,7 @@ class Recorder(Callback):
 
     Attributes:
         history: at every evaluation `{"step", "seconds", "score", "distance"}`, of the consensus.
-        own_score: the score of this worker's own averaged generator when training had ended.
+        own_score: of this worker's own averaged generator when training had ended, on test images.
         grid: samples of this worker's own averaged generator, of latents that are the same for all.
     """
 
@@ -205,17 +232,7 @@ class Recorder(Callback):
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         # Before the strategy puts the consensus on: this worker's own generator.
-        fidelity = real_images_scored(self.plan.features).to(module.device)
-        if not fidelity.real_features:
-            # The images that all workers together have validated on, here in order and there dealt out in turn.
-            batches = self.plan.validation_batches * self.plan.workers
-            for batch in itertools.islice(trainer.datamodule.val_dataloader(), batches):
-                fidelity.update(batch[0].to(module.device), real=True)
-        for first in range(0, self.plan.samples, _AT_A_TIME):
-            images = module.sample(min(_AT_A_TIME, self.plan.samples - first), seed=10_000 + first)
-            fidelity.update(images, real=False)
-        self.own_score = float(fidelity.compute()["frechet_distance"])
-        fidelity.reset()
+        self.own_score = score_on_test_images(self.plan.features, module)
         self.grid = module.sample(40, seed=1).clamp(-1, 1).mul(127.5).add(127.5).byte().tolist()
 
 
@@ -251,7 +268,7 @@ def train(plan: Plan, form: Form, lr: float, seed: int) -> dict[str, Any]:
         val_check_interval=plan.steps // EVALUATIONS,
         num_sanity_val_steps=0,
         limit_val_batches=plan.validation_batches,
-        callbacks=[fidelity, recorder],
+        callbacks=[KeepMemory(), fidelity, recorder],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -260,22 +277,21 @@ def train(plan: Plan, form: Form, lr: float, seed: int) -> dict[str, Any]:
     module = make_module(plan, form, lr)
     data = FashionMNISTDataModule(batch_size=plan.batch, partition=form.partition)
     trainer.fit(module, datamodule=data)
+    module.to(plan.device)  # from here on every worker has the consensus
     return {
         "history": recorder.history,
         "own_score": recorder.own_score,
-        "classes": classes_drawn(plan, module.to(plan.device), trainer.global_rank).tolist(),
+        "score": score_on_test_images(plan.features, module) if trainer.global_rank == 0 else None,
+        "classes": classes_drawn(plan, module, trainer.global_rank).tolist(),
         "grid": recorder.grid,
     }
 
 
 @torch.no_grad()
 def classes_drawn(plan: Plan, module: DecentralizedGANModule, worker: int) -> torch.Tensor:
-    """How many samples of each class, as the feature network sees them: a worker's share of all samples.
-
-    After training every worker has the consensus.
-    """
+    """How many samples of each class, as the feature network sees them: a worker's share of all samples."""
     counts = torch.zeros(10, dtype=torch.int64)
-    for first in range(worker * _AT_A_TIME, CLASSIFIED, plan.workers * _AT_A_TIME):
+    for first in range(worker * _AT_A_TIME, TEST_IMAGES, plan.workers * _AT_A_TIME):
         images = module.sample(_AT_A_TIME, seed=20_000 + first)
         counts += torch.bincount(plan.features.head(plan.features(images)).argmax(1), minlength=10).cpu()
     return counts
@@ -287,21 +303,23 @@ def answer(plan: Plan, run: str, seed: int) -> dict[str, Any]:
     return {**train(plan, FORMS[form], float(lr), seed), "form": form, "lr": float(lr)}
 
 
-def measure(plan: Plan, network: ShapedNetwork | None = None) -> Iterator[dict[str, Any]]:
+def measure(
+    plan: Plan, runs: Sequence[tuple[int, str]], network: ShapedNetwork | None = None
+) -> Iterator[dict[str, Any]]:
     """All runs in order, each when it has ended; raises what a worker raised."""
-    runs = plan.runs()
     for number, (answers, minutes_left) in enumerate(
         go_through(runs, functools.partial(answer, plan), plan.workers, network), start=1
     ):
         run = {
             **{key: value for key, value in answers[0].items() if key not in ("rank", "grid")},
             "own_scores": [one["own_score"] for one in answers],
-            "classes": [sum(counts) / CLASSIFIED for counts in zip(*(one["classes"] for one in answers), strict=True)],
+            "classes": [sum(counts) / TEST_IMAGES for counts in zip(*(one["classes"] for one in answers), strict=True)],
             "grids": [one["grid"] for one in answers],
         }
-        score, own, name = run["history"][-1]["score"], run["own_scores"], at(run["form"], run["lr"])
+        own, name = run["own_scores"], at(run["form"], run["lr"])
         print(
-            f"{number}/{len(runs)} seed {run['seed']}, {name}: {score:.2f}, workers {min(own):.2f} to {max(own):.2f}"
+            f"{number}/{len(runs)} seed {run['seed']}, {name}: validation {validation_score(run):.2f}, test"
+            f" {run['score']:.2f}, workers {min(own):.2f} to {max(own):.2f}"
             f" ({run['seconds']:.0f} s; about {minutes_left:.0f} min left)",
             file=sys.stderr,
             flush=True,
@@ -318,30 +336,56 @@ def kept_runs(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     content = json.loads(path.read_text())
-    other = [name for name, value in settings.items() if content["settings"][name] != value]
+    found = content["settings"]
+    other = [name for name, value in settings.items() if found.get(name) != value]
     if other:
-        found = ", ".join(f"{name} {content['settings'][name]}" for name in other)
+        found = ", ".join(f"{name} {found.get(name)}" for name in other)
         raise ValueError(f"--resume: {path} holds runs with {found}; use the same settings, or another --name")
     return list(content["results"])
 
 
-def table(runs: Sequence[dict[str, Any]]) -> str:
-    """One line a form and learning rate: means and spreads over seeds, beside DDP at its best rate."""
-    reference = mean_score(best_rate([run for run in runs if run["form"] == REFERENCE]))
+def validation_score(run: Mapping[str, Any]) -> float:
+    """Of the consensus at the end, on validation images."""
+    return float(run["history"][-1]["score"])
+
+
+def best_rate(runs: Sequence[dict[str, Any]]) -> float:
+    """The rate at which runs of one form end best, on average, on validation images; diverged ones come last."""
+    rates = list(dict.fromkeys(run["lr"] for run in runs))
+    scores = {lr: statistics.mean(validation_score(run) for run in runs if run["lr"] == lr) for lr in rates}
+    return min(rates, key=lambda lr: (math.isnan(scores[lr]), scores[lr]))
+
+
+def table_of_rates(runs: Sequence[dict[str, Any]], rates: Mapping[str, float]) -> str:
+    """How each form ended on validation images at every rate; the one it is reported at is bold."""
+    lrs = list(dict.fromkeys(run["lr"] for run in runs))
     rows = []
-    for form, lr in dict.fromkeys((run["form"], run["lr"]) for run in runs):
-        mine = [run for run in runs if (run["form"], run["lr"]) == (form, lr)]
-        scores = [run["history"][-1]["score"] for run in mine]
+    for form in dict.fromkeys(run["form"] for run in runs):
+        cells = {
+            lr: _spread([validation_score(run) for run in runs if (run["form"], run["lr"]) == (form, lr)]) for lr in lrs
+        }
+        cells[rates[form]] = f"**{cells[rates[form]]}**"
+        rows.append([form, *cells.values()])
+    return markdown_table(["validation", *(f"{lr:g}" for lr in lrs)], rows)
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """One line a form: means and spreads over seeds on test images, and how far the means are from DDP's."""
+    reference = [run["score"] for run in runs if run["form"] == REFERENCE]
+    rows = []
+    for form in dict.fromkeys(run["form"] for run in runs):
+        mine = [run for run in runs if run["form"] == form]
+        scores = [run["score"] for run in mine]
         worst = [max(run["own_scores"]) for run in mine]
         rows.append(
             [
                 form,
-                f"{lr:g}",
+                ", ".join(f"{lr:g}" for lr in dict.fromkeys(run["lr"] for run in mine)),
                 str(len(mine)),
                 _spread(scores),
-                f"{statistics.mean(scores) / reference - 1:+.1%}",
+                _against(reference, scores) if form != REFERENCE else "",
                 _spread(worst),
-                f"{statistics.mean(worst) / reference - 1:+.1%}",
+                _against(reference, worst),
                 f"{statistics.mean(run['history'][-1]['distance'] for run in mine):.2%}",
                 f"{min(min(run['classes']) for run in mine):.1%}",
                 f"{statistics.mean(run['history'][-1]['seconds'] for run in mine):.0f}",
@@ -351,17 +395,11 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     return markdown_table([*heading, "seconds"], rows)
 
 
-def mean_score(runs: Sequence[dict[str, Any]]) -> float:
-    """Of the consensus, at the end."""
-    return statistics.mean(run["history"][-1]["score"] for run in runs)
-
-
-def best_rate(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the runs of one form those at the learning rate that ended best on the seeds that all rates have."""
-    by_rate = {lr: [run for run in runs if run["lr"] == lr] for lr in dict.fromkeys(run["lr"] for run in runs)}
-    common = set.intersection(*({run["seed"] for run in mine} for mine in by_rate.values()))
-    scores = {lr: mean_score([run for run in mine if run["seed"] in common]) for lr, mine in by_rate.items()}
-    return by_rate[min(scores, key=lambda lr: (math.isnan(scores[lr]), scores[lr]))]
+def _against(reference: Sequence[float], scores: Sequence[float]) -> str:
+    """The difference of two means and its standard error, both in parts of the first mean."""
+    mean = statistics.mean(reference)
+    variances = [statistics.variance(values) / len(values) if len(values) > 1 else 0 for values in (reference, scores)]
+    return f"{statistics.mean(scores) / mean - 1:+.1%} ± {math.sqrt(sum(variances)) / mean:.1%}"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -369,10 +407,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int, features: str) -> None:
-    """The score against images seen and against seconds of training: means, and from the best to the worst seed.
-
-    Each form at the learning rate that ended best.
-    """
+    """The score against images seen and against seconds of training: means, and from the best to the worst seed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -382,7 +417,7 @@ def draw(runs: Sequence[dict[str, Any]], path: Path, images_a_step: int, feature
 
     figure, (by_images, by_seconds) = plt.subplots(1, 2, figsize=(14, 5.5), sharey=True)
     for form in dict.fromkeys(run["form"] for run in runs):
-        mine = [run["history"] for run in best_rate([run for run in runs if run["form"] == form])]
+        mine = [run["history"] for run in runs if run["form"] == form]
         values = np.array([[entry["score"] for entry in history] for history in mine])
         style = {"color": "black", "linewidth": 3} if form == REFERENCE else {}
         for axis, places in (
@@ -419,7 +454,8 @@ def main() -> None:
     """Run everything that was asked for, print the table, keep results and pictures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), help=f"'{REFERENCE}' is always among them")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--seeds", type=int, default=3, help="how many are reported")
+    parser.add_argument("--choosing-seeds", type=int, default=2, help="how many choose among several --lr, before them")
     parser.add_argument("--first-seed", type=int, default=0, help="the others follow")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2000, help=f"batches of a worker; a multiple of {EVALUATIONS}")
@@ -427,7 +463,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16, help="of both networks")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="learning rates of both players")
     parser.add_argument("--constant-lr", action="store_true", help="do not let the learning rates fall to zero")
-    parser.add_argument("--samples", type=int, default=5000, help="generated for a score")
+    parser.add_argument("--samples", type=int, default=5000, help="generated for a score while training")
     parser.add_argument("--device", default="cpu", help="of all workers: cpu, cuda:0, cuda:1, ...")
     parser.add_argument("--delay-ms", type=float, default=None, help="one way, of an emulated network (needs root)")
     parser.add_argument("--mbit", type=float, default=None, help="of each worker's link there")
@@ -437,6 +473,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.steps < EVALUATIONS or arguments.steps % EVALUATIONS:
         parser.error(f"--steps must be a positive multiple of {EVALUATIONS}, found {arguments.steps}")
+    if min(arguments.seeds, arguments.choosing_seeds) < 1:
+        parser.error(
+            f"--seeds and --choosing-seeds must be at least 1, found {arguments.seeds} and {arguments.choosing_seeds}"
+        )
     if torch.device(arguments.device).type == "cuda" and torch.device(arguments.device).index is None:
         parser.error(f"--device must say which GPU, such as cuda:0, found {arguments.device}")
     if not 1 <= arguments.batch <= REAL_IMAGES // arguments.workers:
@@ -444,35 +484,59 @@ def main() -> None:
     features = train_classifier_features(FashionMNISTDataModule())
     forms = arguments.forms or [form for form in FORMS if form not in WHEN_ASKED]
     forms = (REFERENCE, *(form for form in forms if form != REFERENCE))
-    of_runs = ("forms", "seeds", "first_seed", "lr")  # every run says its own
+    of_runs = ("forms", "seeds", "first_seed", "choosing_seeds", "lr")  # every run says its own
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "resume", *of_runs)}
-    settings |= {"features": features.name, "features_accuracy": features.accuracy}
+    settings |= {"scored": "test", "features": features.name, "features_accuracy": features.accuracy}
     settings["features_sha256"] = network_digest(features)
     path = arguments.output / f"{arguments.name}.json"
     try:
         runs = kept_runs(path, settings) if arguments.resume else []
     except ValueError as error:
         parser.error(str(error))
-    done = frozenset((run["seed"], at(run["form"], run["lr"])) for run in runs)
     same = ("workers", "steps", "batch", "width", "constant_lr", "device", "samples")
     how = {name: getattr(arguments, name) for name in same}
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    plan = Plan(forms=forms, seeds=seeds, lrs=tuple(arguments.lr), features=features, done=done, **how)
+    first = arguments.first_seed
+    reported_from = first + (arguments.choosing_seeds if len(arguments.lr) > 1 else 0)
+    plan = Plan(
+        forms=forms,
+        choosing=range(first, reported_from),
+        reported=range(reported_from, reported_from + arguments.seeds),
+        lrs=tuple(arguments.lr),
+        features=features,
+        **how,
+    )
     slow = arguments.delay_ms is not None or arguments.mbit is not None
     network = ShapedNetwork(plan.workers, arguments.mbit, arguments.delay_ms or 0.0) if slow else None
     where = f"; {arguments.delay_ms or 0:g} ms one way, {arguments.mbit or 'no limit of'} Mbit/s" if slow else ""
-    with network if network is not None else contextlib.nullcontext():
-        for run in measure(plan, network):
+
+    def go_on(todo: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
+        """The runs that were asked for: those that are kept, and the others once they have been made."""
+        done = {(run["seed"], at(run["form"], run["lr"])) for run in runs}
+        missing = [one for one in todo if one not in done]
+        for run in measure(plan, missing, network) if missing else ():
             runs.append({key: value for key, value in run.items() if key != "grids"})
             save_results(arguments.name, settings, runs, arguments.output)
-            if run["seed"] == 0:
+            if run["seed"] == plan.reported[0]:
                 draw_samples(run, path)
-    draw(runs, path.with_suffix(".png"), arguments.batch * arguments.workers, features.name)
-    rates = "constant" if arguments.constant_lr else "falling to zero"
+        return [run for run in runs if (run["seed"], at(run["form"], run["lr"])) in set(todo)]
+
+    with network if network is not None else contextlib.nullcontext():
+        tried = go_on(plan.choosing_runs())
+        rates = (
+            {form: best_rate([run for run in tried if run["form"] == form]) for form in plan.forms}
+            if tried
+            else dict.fromkeys(plan.forms, plan.lrs[0])
+        )
+        reported = go_on(plan.reported_runs(rates))
+    draw(reported, path.with_suffix(".png"), arguments.batch * arguments.workers, features.name)
+    falling = "constant" if arguments.constant_lr else "falling to zero"
     text = (
         f"Fashion-MNIST, {arguments.workers} workers, {arguments.steps} steps of {arguments.batch} images each{where};"
-        f" learning rates {rates}; Frechet distance on {features.name} features; {machine_line()}\n\n{table(runs)}\n"
+        f" learning rates {falling}; Frechet distance on {features.name} features, test images; {machine_line()}"
+        f"\n\n{table(reported)}\n"
     )
+    if tried:
+        text += f"\nThe rates were chosen on seeds {first} to {reported_from - 1}:\n\n{table_of_rates(tried, rates)}\n"
     path.with_suffix(".md").write_text(text)
     print(text)
 
