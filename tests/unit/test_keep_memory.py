@@ -34,7 +34,8 @@ def test_a_step_finds_the_memory_of_the_last_one():
         return int(subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout)
 
     kept, given_back = faults("keep"), faults("plain")
-    assert given_back > 100 * max(kept, 1)
+    # Ten steps of three blocks. One block may still be laid out anew, where free memory happened to be in pieces.
+    assert given_back > 10 * max(kept, 1)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is Linux's")
