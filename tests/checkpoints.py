@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,11 +34,14 @@ def tiny_checkpoint(folder: Path, *overrides: str) -> Path:
     return folder / "gan.ckpt"
 
 
-def with_shards(checkpoint: Path, path: Path, scales: list[float]) -> Path:
-    """The same checkpoint as a decentralized run saves it: worker i's weights are the consensus times `scales[i]`."""
+def with_shards(checkpoint: Path, path: Path, scales: list[float], workers: Sequence[int] | None = None) -> Path:
+    """The same checkpoint as a decentralized run saves it: the weights of a worker are the consensus times its scale.
+
+    The workers are 0, 1, 2 and so on, unless some were lost.
+    """
     content = torch.load(checkpoint, weights_only=True)
     shards = []
-    for worker, scale in enumerate(scales):
+    for worker, scale in zip(workers or range(len(scales)), scales, strict=True):
         own = {
             name: value * scale if value.is_floating_point() else value for name, value in content["state_dict"].items()
         }

@@ -81,12 +81,21 @@ class TrainedModel:
         config: `{"model": ..., "data": ...}` as it was trained.
         path: of the checkpoint.
         shards: of a decentralized run: how to find each worker's own state, by rank; else empty.
+
+    Example:
+        >>> TrainedModel(None, {}, Path("x.ckpt"), [{"worker": 1}, {"worker": 3}]).workers
+        [1, 3]
     """
 
     model: DecentralizedGANModule
     config: dict[str, Any]
     path: Path
     shards: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def workers(self) -> list[int]:
+        """The number of each shard's worker; after a loss they are not 0, 1, 2 and so on."""
+        return [int(entry.get("worker", rank)) for rank, entry in enumerate(self.shards)]
 
 
 def load_trained(path: str | Path, *, trust_targets: bool = False) -> TrainedModel:
@@ -167,7 +176,7 @@ def worker_weights(trained: TrainedModel) -> Iterator[dict[str, Tensor]]:
         UsageError: if the checkpoint has no shards, or one of them is missing, altered or without weights.
     """
     require_workers(trained)
-    for worker, entry in enumerate(trained.shards):
+    for worker, entry in zip(trained.workers, trained.shards, strict=True):
         try:
             state = checkpoints.open_shard(trained.path, entry)["checkpoint"]["state_dict"]
         except (checkpoints.CheckpointError, OSError, LookupError, TypeError, RuntimeError) as error:
@@ -188,7 +197,7 @@ def worker_models(trained: TrainedModel) -> Iterator[DecentralizedGANModule]:
     Raises:
         UsageError: as `worker_weights`, and if the weights of a worker do not fit the model.
     """
-    for worker, weights in enumerate(worker_weights(trained)):
+    for worker, weights in zip(trained.workers, worker_weights(trained), strict=True):
         try:
             trained.model.load_state_dict(weights)
         except RuntimeError as error:

@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     datamodule, network = _data_and_features(arguments, trained)
     try:
         result = _evaluate(arguments, trained, datamodule, network, scorer)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, FileNotFoundError) as error:  # the last: data whose test part is not here
         raise UsageError(one_line(error)) from error
     if arguments.json is not None:
         with writing("json", arguments.json):
@@ -176,7 +176,8 @@ def _data_and_features(arguments: argparse.Namespace, trained: TrainedModel) -> 
     except HydraException as error:
         raise UsageError(f"data: {one_line(error.__cause__ or error)}") from error
     except (ValueError, OSError) as error:
-        raise UsageError(f"data: {one_line(error)}") from error
+        hint = "; decgan evaluate itself downloads nothing" if data_config.get("download") else ""
+        raise UsageError(f"data: {one_line(error)}{hint}") from error
     try:
         if arguments.features == "inception":
             network: Any = inception_features(arguments.weights)
@@ -234,7 +235,7 @@ def _evaluate(
             )  # fmt: skip
     if arguments.per_worker:
         result["workers"] = []
-        for worker, model in enumerate(worker_models(trained)):
+        for worker, model in zip(trained.workers, worker_models(trained), strict=True):
             own, _ = evaluate(model, network, real, scorer=scorer, settings=settings, **drawn)
             result["workers"].append({"worker": worker, "scores": own})
     return result

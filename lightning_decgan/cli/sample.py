@@ -180,7 +180,7 @@ def _workers(trained: TrainedModel, arguments: argparse.Namespace, path: Path) -
     consensus = draw(trained.model, arguments.columns, **how)
     rows = [consensus, *(draw(model, arguments.columns, **how) for model in worker_models(trained))]
     distances = [distance_from(consensus, own) for own in rows[1:]]
-    labels = ["consensus", *(f"worker {number}" for number in range(len(distances)))]
+    labels = ["consensus", *(f"worker {number}" for number in trained.workers)]
     draw_rows(path, torch.stack(rows), labels, "the same latents, worker by worker")
-    for number, distance in enumerate(distances):
+    for number, distance in zip(trained.workers, distances, strict=True):
         print(f"worker {number}: {distance:.3f} x as far from the consensus as two of its samples are from each other")

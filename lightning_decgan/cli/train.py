@@ -131,11 +131,14 @@ def train(config: DictConfig) -> dict[str, Any] | None:
 
     from lightning_decgan.callbacks.files import write_bytes_atomically
     from lightning_decgan.callbacks.run_summary import cause_of
+    from lightning_decgan.strategy.launcher import let_parametrized_layers_travel
 
     write_bytes_atomically(run_dir / "config.yaml", resolved.encode())
     with _environment(), _workers_end_with_this_process():
         seed_everything(config.seed, workers=True, verbose=False)
         trainer, model, datamodule = make_run(config)
+        # The gossip strategy's launcher does so too; those of Lightning, which strategy=ddp has, do not.
+        let_parametrized_layers_travel(model)
         try:
             trainer.fit(model, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
         except BaseException as error:

@@ -8,15 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_decgan.checks import check_integer
 
 __all__ = [
     "check_classes",
     "check_images",
+    "check_length",
     "check_range",
     "class_labels",
     "image_batch",
+    "length_of",
     "number",
     "number_of_classes",
     "separate_players",
@@ -93,6 +96,44 @@ def check_range(images: Tensor) -> None:
             " so a discriminator could tell the two apart by their range",
             stacklevel=2,
         )
+
+
+_LENGTHS = ("total_iters", "T_max", "total_steps")
+"""What torch's schedulers call the step at which they are done."""
+
+
+def length_of(scheduler: LRScheduler) -> dict[str, int]:
+    """The step at which a schedule is done, by the name that it has there; nothing for one without an end.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+        >>> length_of(torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=50))
+        {'total_iters': 50}
+    """
+    return {name: getattr(scheduler, name) for name in _LENGTHS if hasattr(scheduler, name)}
+
+
+def check_length(scheduler: LRScheduler, asked: dict[str, int]) -> None:
+    """Compare a schedule with the one that was asked for before a checkpoint was restored, whose length it takes.
+
+    Warns:
+        UserWarning: They differ: the rates of a run that goes on for longer would stay where they ended.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+        >>> check_length(torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=50), {"total_iters": 50})
+    """
+    for name, found in length_of(scheduler).items():
+        if found != asked[name]:
+            warnings.warn(
+                f"the learning rates follow the checkpoint's schedule, {type(scheduler).__name__} with {name}={found},"
+                f" and not {name}={asked[name]}: from step {found} on they stay where they are then. To train for"
+                " longer with rates that move, start from the checkpoint's weights alone (load_from_checkpoint, then"
+                " fit without ckpt_path)",
+                stacklevel=2,
+            )
 
 
 def class_labels(batch: Any, num_classes: int) -> Tensor:

@@ -7,26 +7,49 @@ Its tensors are written in place and never replaced.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["averaged_copy", "update_average", "warmed_up"]
+__all__ = ["averaged_copy", "precisely", "update_average", "warmed_up"]
 
 
 def averaged_copy(network: nn.Module) -> nn.Module:
     """A copy of ``network`` that is never trained: the start of an average.
 
-    A network wrapped by :func:`torch.compile` is copied without the wrapper.
+    A network wrapped by :func:`torch.compile` is copied without the wrapper, one in half precision in single precision.
 
     Example:
-        >>> ema = averaged_copy(nn.Linear(2, 1))
-        >>> ema.weight.requires_grad
-        False
+        >>> ema = averaged_copy(nn.Linear(2, 1).bfloat16())
+        >>> ema.weight.requires_grad, ema.weight.dtype
+        (False, torch.float32)
     """
-    return copy.deepcopy(getattr(network, "_orig_mod", network)).requires_grad_(False)
+    average = copy.deepcopy(getattr(network, "_orig_mod", network)).requires_grad_(False)
+    return average._apply(precisely(lambda tensor: tensor))
+
+
+def precisely(convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``convert``, as :meth:`torch.nn.Module._apply` calls it, except that nothing gets less than single precision.
+
+    A slow average moves by less than what half precision rounds away, so it would stand still.
+
+    Example:
+        >>> precisely(lambda tensor: tensor.bfloat16())(torch.tensor([1.001]))
+        tensor([1.0010])
+        >>> precisely(lambda tensor: tensor.double())(torch.zeros(1)).dtype
+        torch.float64
+    """
+
+    def converted(tensor: Tensor) -> Tensor:
+        found = convert(tensor)
+        if found.is_floating_point() and found.itemsize < 4:
+            return tensor.to(found.device, torch.float32)
+        return found
+
+    return converted
 
 
 def warmed_up(decay: float, updates: int) -> float:

@@ -17,21 +17,23 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from lightning_decgan.checks import check_integer
 from lightning_decgan.gan.augment import AugmentSpec, get_augment
 from lightning_decgan.gan.checks import (
     check_classes,
     check_images,
+    check_length,
     check_range,
     class_labels,
     image_batch,
+    length_of,
     number,
     number_of_classes,
     separate_players,
 )
-from lightning_decgan.gan.ema import averaged_copy, update_average, warmed_up
+from lightning_decgan.gan.ema import averaged_copy, precisely, update_average, warmed_up
 from lightning_decgan.gan.game import Game, Labels
 from lightning_decgan.gan.independence import treats_samples_independently
 from lightning_decgan.gan.loss_watch import LossWatch, check_finite
@@ -283,13 +285,15 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
                 raise TypeError(
                     f"lr_scheduler must make a scheduler that steps without a metric, found {type(scheduler).__name__}"
                 )
+        self._lengths = [length_of(scheduler) for scheduler in schedulers]
         return optimizers, schedulers
 
     @override
-    def on_fit_start(self) -> None:
-        """Keep the average in full precision whatever the players have: a slow one moves by less than half rounds."""
-        if self.ema_generator is not None and next(self.ema_generator.parameters()).itemsize < 4:
-            self.ema_generator.float()
+    def on_train_start(self) -> None:
+        """Say so where a checkpoint has brought schedules of another length than was asked for."""
+        if self._make_scheduler is not None:
+            for scheduler, asked in zip(self._schedulers(), self._lengths, strict=True):
+                check_length(scheduler, asked)
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -309,7 +313,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             decay = warmed_up(self.ema_decay, updates) if self.ema_warmup else self.ema_decay
             update_average(self.ema_generator, self.generator, decay)
         if self._make_scheduler is not None:
-            for scheduler in self.lr_schedulers():  # type: ignore[union-attr]
+            for scheduler in self._schedulers():
                 scheduler.step()
         self.batches_seen += 1
         if self._watch is not None:
@@ -365,6 +369,21 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
     def scaler(self) -> torch.amp.GradScaler | None:
         """The loss scaler of 16-bit mixed precision, None with any other precision."""
         return None if self._trainer is None else getattr(self._trainer.precision_plugin, "scaler", None)
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Lightning puts a module into the players' precision again at every start, a resumed one too.
+        average, self.ema_generator = self.ema_generator, None
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self.ema_generator = average
+        if average is not None and recurse:
+            average._apply(precisely(fn))
+        return self
+
+    def _schedulers(self) -> list[LRScheduler]:
+        return self.lr_schedulers()  # type: ignore[return-value]  # there are two
 
     def _labels(self, batch: Any) -> Labels | None:
         """The classes of a batch's real images and those to generate, where the game is conditional."""

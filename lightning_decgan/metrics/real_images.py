@@ -123,7 +123,7 @@ def images_of_part(datamodule: ImageDataModule, part: str) -> Any:
         return datamodule.train_dataset if part == "train" else datamodule.val_dataset
     datamodule.setup("test")
     if datamodule.test_dataset is None:
-        raise ValueError(f"part must be train or validation, because {datamodule.name} has no test set of its own")
+        raise ValueError(f"part test is not to be had: {datamodule.name} has no test set of its own; use validation")
     return datamodule.test_dataset
 
 

@@ -75,7 +75,7 @@ def write_shards(
 
     Args:
         path: the checkpoint file the shards belong to; it is not written here.
-        worker: this worker's rank.
+        worker: this worker's number, which stays when lower ones are lost.
         make_shard: gives what to store; must be loadable with `weights_only=True`. Called here, so that all workers
             hear of it when it fails.
         consensus: the state dict that the checkpoint file will hold.
@@ -86,12 +86,12 @@ def write_shards(
     """
     entry: dict[str, Any]
     try:
-        entry = _write_shard(path, worker, make_shard())
+        entry = {"worker": worker, **_write_shard(path, worker, make_shard())}
     except Exception as error:
         # Whatever went wrong here, the others are about to wait for this worker and have to hear of it.
-        entry = {"error": f"{type(error).__name__}: {error}"}
+        entry = {"worker": worker, "error": f"{type(error).__name__}: {error}"}
     entries = [json.loads(other) for other in gather(json.dumps(entry).encode())]
-    failed = [f"worker {rank}: {other['error']}" for rank, other in enumerate(entries) if "error" in other]
+    failed = [f"worker {other['worker']}: {other['error']}" for other in entries if "error" in other]
     if failed:
         raise CheckpointError(f"checkpoint {os.fspath(path)} was not written: " + "; ".join(failed))
     return {"format": _FORMAT, "workers": len(entries), "shards": entries, "consensus_sha256": digest(consensus)}

@@ -80,7 +80,7 @@ class ConsensusCheckpoints(DDPStrategy):
         manifest = None
         if self._gossiper is not None and "optimizer_states" in checkpoint:
             manifest = checkpoints.write_shards(
-                filepath, self.global_rank, lambda: self._shard(checkpoint), checkpoint["state_dict"], self._gather
+                filepath, self.worker, lambda: self._shard(checkpoint), checkpoint["state_dict"], self._gather
             )
             checkpoint[checkpoints.MANIFEST_KEY] = manifest
         save = partial(super().save_checkpoint, checkpoint, filepath, storage_options)
@@ -138,7 +138,7 @@ class ConsensusCheckpoints(DDPStrategy):
         if not any(value is own for value in kept.values()):  # user code has put a selection of the weights there
             kept["state_dict"] = {name: own.get(name, value) for name, value in checkpoint["state_dict"].items()}
         return {
-            "worker": self.global_rank,
+            "worker": self.worker,
             "checkpoint": kept,
             "gossip": self._gossiper.state_dict(),
             "data_order": self._data_order.state_dict(self._random_state_before_evaluation),

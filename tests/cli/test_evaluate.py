@@ -61,6 +61,14 @@ def test_each_worker_is_scored_by_its_own_weights(checkpoint, tmp_path, scored):
     assert "workers" not in alone
 
 
+def test_the_workers_that_are_left_keep_their_numbers(checkpoint, tmp_path, scored):
+    path = with_shards(checkpoint, tmp_path / "run.ckpt", [1.0, 0.5], workers=[1, 3])
+    result, printed = scored(path, "--per-worker", "--scorer", "torchmetrics")
+    assert [entry["worker"] for entry in result["workers"]] == [1, 3]
+    assert "worker 3" in printed
+    assert "worker 0" not in printed
+
+
 def test_the_share_of_each_class_is_told_where_the_network_knows_the_classes(checkpoint, scored):
     result, printed = scored(checkpoint, "--scorer", "torchmetrics")
     shares = result["classes"]
@@ -75,7 +83,7 @@ def test_the_part_that_is_scored_against_is_named_and_must_exist(checkpoint, sco
     assert result["part"] == "validation"
     assert "against 359 validation images of digits" in printed
     line = fails(capsys, checkpoint, "--part", "test", "--samples", 150, "--cache-dir", feature_cache)
-    assert line == "part must be train or validation, because digits has no test set of its own"
+    assert line == "part test is not to be had: digits has no test set of its own; use validation"
 
 
 def test_a_checkpoint_without_workers_says_so(checkpoint, capsys, feature_cache):

@@ -69,6 +69,14 @@ def test_the_summary_tells_of_all_workers(run):
 
 
 @pytest.mark.processes
+def test_the_rival_trains_the_same_networks_parametrized_ones_too(decgan, tmp_path):
+    result = decgan("train", "debug=default", "strategy=ddp", "model=dcgan_spectral", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    summary = summary_of(run_folder(tmp_path))
+    assert (summary["status"], summary["workers"], summary["topology"]) == ("finished", 2, None)
+
+
+@pytest.mark.processes
 def test_the_metrics_are_in_csv_and_in_tensorboard(run):
     folder = run_folder(run[0])
     with (folder / "csv" / "metrics.csv").open() as file:

@@ -9,9 +9,10 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
+from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, DecentralizedGANModule
@@ -61,10 +62,10 @@ def trainer(tmp_path, batches=4, **settings):
     )
 
 
-def fit(gan, tmp_path, batches=4, **settings):
+def fit(gan, tmp_path, batches=4, ckpt_path=None, **settings):
     seed_everything(3, verbose=False)
     run = trainer(tmp_path, batches, **settings)
-    run.fit(gan, loader(batches), loader(2) if settings.get("limit_val_batches") else None)
+    run.fit(gan, loader(batches), loader(2) if settings.get("limit_val_batches") else None, ckpt_path=ckpt_path)
     return run
 
 
@@ -218,6 +219,45 @@ def test_a_slow_average_moves_where_the_weights_have_half_precision(tmp_path):
         assert (average.dtype, weight.dtype) == (torch.float32, torch.bfloat16)
         assert not torch.equal(average, old.bfloat16().float())
     assert gan.sample(2, seed=0).dtype == torch.float32
+
+
+def test_a_resumed_average_is_the_one_that_was_saved_where_the_weights_have_half_precision(tmp_path):
+    settings = {"ema_decay": 0.999, "generator_lr": 0.01}
+    saved = make(**settings)
+    fit(saved, tmp_path, batches=2, precision="bf16-true").save_checkpoint(tmp_path / "two.ckpt")
+    found = {}
+    note = LambdaCallback(
+        on_train_start=lambda _, gan: found.update(copy.deepcopy(gan.ema_generator.state_dict()))
+    )
+    again = {"max_epochs": 2, "ckpt_path": tmp_path / "two.ckpt"}
+    fit(make(**settings), tmp_path, batches=2, precision="bf16-true", callbacks=[note], **again)
+    for name, value in saved.ema_generator.state_dict().items():
+        assert torch.equal(found[name], value)
+        assert found[name].dtype == value.dtype
+
+
+def test_an_average_keeps_its_precision_through_conversions_of_the_module():
+    gan = make(ema_decay=0.9)
+    average = copy.deepcopy(gan.ema_generator.state_dict())
+    gan.bfloat16()
+    for name, value in gan.ema_generator.state_dict().items():
+        assert torch.equal(value, average[name])
+    assert next(gan.generator.parameters()).dtype == torch.bfloat16
+    assert next(gan.double().ema_generator.parameters()).dtype == torch.float64
+    assert next(make(ema_decay=None).half().parameters()).dtype == torch.float16
+
+
+def test_a_longer_run_is_told_that_its_rates_follow_the_checkpoint(tmp_path):
+    def falling(steps):
+        return make(lr_scheduler=functools.partial(LinearLR, start_factor=1.0, end_factor=0.0, total_iters=steps))
+
+    fit(falling(2), tmp_path, batches=2).save_checkpoint(tmp_path / "two.ckpt")
+    again = {"max_epochs": 2, "ckpt_path": tmp_path / "two.ckpt"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the learning rates follow")
+        fit(falling(2), tmp_path, batches=2, **again)
+    with pytest.warns(UserWarning, match="LinearLR with total_iters=2, and not total_iters=4: from step 2 on they"):
+        fit(falling(4), tmp_path, batches=2, **again)
 
 
 @pytest.mark.parametrize("schedule", ["simultaneous", "alternating"])
