@@ -35,6 +35,7 @@ from benchmarks import fault_runs
 from benchmarks.fault_runs import WORKERS, ring_with_chords, run
 from benchmarks.recording import RESULTS, machine_line, markdown_table, save_results
 from lightning_decgan.callbacks.fault_injector import Freeze, Kill
+from lightning_decgan.strategy.checkpoint import MANIFEST_KEY
 
 BATCHES, STEP_SECONDS = 60, 0.05
 # About what an evaluation with a checkpoint takes.
@@ -119,6 +120,10 @@ def check_what_the_run_left(outcome: Outcome, answers: dict[int, Any], folder: s
     """The checkpoints and metrics of a run go on, whoever is the main worker."""
     checkpoints = sorted(path.name for path in Path(folder).glob("*.ckpt"))
     outcome.require(checkpoints == ["epoch=0.ckpt", "epoch=1.ckpt"], f"checkpoints {checkpoints}")
+    for name in checkpoints[-1:]:
+        manifest = torch.load(Path(folder, name), weights_only=True)[MANIFEST_KEY]
+        shards = [entry["worker"] for entry in manifest["shards"]]
+        outcome.require(shards == sorted(answers), f"{name} has the shards of workers {shards}")
     losses = {answer["validation_loss"] for answer in answers.values()}
     outcome.require(len(losses) == 1, f"the survivors' validation losses differ: {losses}")
     if metrics:
