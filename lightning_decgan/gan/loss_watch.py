@@ -38,7 +38,6 @@ class LossWatch:
         self._batch = 0
         self._last: dict[str, float] = {}
 
-    @torch.compiler.disable
     def note(self, batch: int, report: StepReport) -> None:
         """Take the losses of a batch, and look at them if it is time to.
 
@@ -50,7 +49,6 @@ class LossWatch:
         if loss is None or loss.device.type == "cpu" or batch % LOOK_EVERY == 0:
             self.look()
 
-    @torch.compiler.disable
     def look(self) -> None:
         """Look at the losses that were noted last.
 

@@ -263,7 +263,13 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
 
     @override
     def setup(self, stage: str) -> None:
-        """Refuse a DataModule whose images or classes are not those of the networks, before anything is trained."""
+        """Refuse what cannot go well before anything is trained: data of another kind than the networks are for."""
+        if getattr(self, "_compiler_ctx", None) is not None:  # what Lightning leaves there
+            raise ValueError(
+                "the players are what to compile, found the whole module compiled: a step is backwards and optimizers,"
+                " which torch.compile does not trace. Call module.generator.compile() and"
+                " module.discriminator.compile() and give the module itself to the Trainer"
+            )
         data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
         if data is not None:
             check_images(self.generator, self.discriminator, data)
@@ -300,7 +306,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         """One step of the game; logs the losses, the penalty and the mean logits of this worker."""
         real, labels = self.real_images(batch), self._labels(batch)
         if self.batches_seen == 0:
-            self._look_at_first(real)
+            check_range(real)
         optimizers: list[Optimizer] = self.optimizers()  # type: ignore[assignment]
         discriminator_optimizer = self._on_turn(optimizers[0], self.discriminator_every_steps)
         generator_optimizer = self._on_turn(optimizers[1], self.generator_every_steps)
@@ -399,16 +405,11 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             fake = self.generate(latent, None if labels is None else labels[1])
         return fake.shape == real.shape and treats_samples_independently(self, real, fake, labels)
 
-    @torch.compiler.disable
-    def _look_at_first(self, real: Tensor) -> None:
-        check_range(real)
-
     def _on_turn(self, optimizer: Optimizer, every_steps: int) -> Optimizer | None:
         """The optimizer of a player that moves on this batch; a player that is wholly frozen rests."""
         trained = any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"])
         return optimizer if trained and self.batches_seen % every_steps == 0 else None
 
-    @torch.compiler.disable  # Lightning's logging cannot be traced where the whole module is compiled
     def _log(self, prefix: str, report: StepReport, batch_size: int, *, prog_bar: bool = False, **how: Any) -> None:
         losses = {"d_loss": report.discriminator_loss, "g_loss": report.generator_loss}
         others = {"penalty": report.penalty, "d_real": report.real_logits, "d_fake": report.fake_logits}

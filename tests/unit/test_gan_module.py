@@ -226,9 +226,7 @@ def test_a_resumed_average_is_the_one_that_was_saved_where_the_weights_have_half
     saved = make(**settings)
     fit(saved, tmp_path, batches=2, precision="bf16-true").save_checkpoint(tmp_path / "two.ckpt")
     found = {}
-    note = LambdaCallback(
-        on_train_start=lambda _, gan: found.update(copy.deepcopy(gan.ema_generator.state_dict()))
-    )
+    note = LambdaCallback(on_train_start=lambda _, gan: found.update(copy.deepcopy(gan.ema_generator.state_dict())))
     again = {"max_epochs": 2, "ckpt_path": tmp_path / "two.ckpt"}
     fit(make(**settings), tmp_path, batches=2, precision="bf16-true", callbacks=[note], **again)
     for name, value in saved.ema_generator.state_dict().items():
@@ -289,6 +287,11 @@ def test_compiled_networks_train_to_the_same_parameters(tmp_path, schedule):
     for a, b in zip(plain.parameters(), wrapped.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert wrapped.sample(2).shape == (2, 1, 8, 8)
+
+
+def test_a_module_compiled_as_a_whole_is_refused_with_what_to_compile(tmp_path):
+    with pytest.raises(ValueError, match=r"found the whole module compiled.*module\.generator\.compile\(\)"):
+        fit(torch.compile(make(), backend="eager"), tmp_path)
 
 
 @pytest.mark.parametrize("in_place", [True, False])
