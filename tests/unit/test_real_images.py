@@ -73,9 +73,7 @@ def test_features_of_a_test_set_are_those_of_its_images_and_kept_by_them(tmp_pat
     torch.testing.assert_close(
         real_features(negative, net, "test", cache_dir=tmp_path), extract(net, WithTestSet().images[:6], real=True)
     )
-    with pytest.raises(
-        ValueError, match="part test is not to be had: squares has no test set of its own; use validation"
-    ):
+    with pytest.raises(ValueError, match="part test is not to be had: squares has no test set of its own"):
         real_features(Squares(), net, "test", cache_dir=tmp_path)
 
 
