@@ -48,6 +48,8 @@ from lightning_decgan.topology import GraphTopology
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["lightning.pytorch", "lightning_decgan.strategy.gossip_strategy"])
 WORKERS = 8
+VALIDATION_BATCHES = 2
+"""Of each worker, when all are there."""
 
 
 def ring_with_chords() -> nx.Graph:
@@ -114,7 +116,7 @@ class Steps(LightningModule):
     def __init__(self, seconds: float, batches: int) -> None:
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.Tanh(), torch.nn.Linear(256, 1))
-        self.seconds, self.batches = seconds, batches
+        self.seconds, self.batches, self.validated = seconds, batches, 0
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         time.sleep(self.seconds)
@@ -123,6 +125,7 @@ class Steps(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.validated = batch_idx + 1
         self.log("validation_loss", self.net(batch[0]).square().mean(), sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -135,7 +138,7 @@ class Steps(LightningModule):
         return self._data(self.batches)
 
     def val_dataloader(self) -> DataLoader:
-        return self._data(2)
+        return self._data(VALIDATION_BATCHES)
 
 
 class Record(Callback):
@@ -171,7 +174,8 @@ def train(faults: tuple, settings: dict[str, Any], folder: str, batches: int, st
         callbacks=[record, FaultInjector(*faults), ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)],
         logger=CSVLogger(folder, name="log", version="", flush_logs_every_n_steps=5),
     )
-    trainer.fit(Steps(step_seconds, batches))
+    model = Steps(step_seconds, batches)
+    trainer.fit(model)
     offset = time.time() - time.monotonic()
     return {
         "ends": record.ends,
@@ -180,6 +184,7 @@ def train(faults: tuple, settings: dict[str, Any], folder: str, batches: int, st
         "lost": strategy.lost_workers,
         "rank": trainer.global_rank,
         "world": trainer.world_size,
+        "validated": model.validated,
         "validation_loss": float(trainer.callback_metrics["validation_loss"]),
         "checkpoints": sorted(path.name for path in Path(folder).glob("*.ckpt")),
     }

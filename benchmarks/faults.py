@@ -14,6 +14,7 @@ import argparse
 import csv
 import itertools
 import json
+import math
 import random
 import shutil
 import sys
@@ -124,6 +125,9 @@ def check_what_the_run_left(outcome: Outcome, answers: dict[int, Any], folder: s
         manifest = torch.load(Path(folder, name), weights_only=True)[MANIFEST_KEY]
         shards = [entry["worker"] for entry in manifest["shards"]]
         outcome.require(shards == sorted(answers), f"{name} has the shards of workers {shards}")
+    validated = {answer["validated"] for answer in answers.values()}
+    share = math.ceil(WORKERS * fault_runs.VALIDATION_BATCHES / len(answers))
+    outcome.require(validated == {share}, f"the survivors validated on {validated} images each, not on {share}")
     losses = {answer["validation_loss"] for answer in answers.values()}
     outcome.require(len(losses) == 1, f"the survivors' validation losses differ: {losses}")
     if metrics:

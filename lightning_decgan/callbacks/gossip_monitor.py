@@ -99,6 +99,8 @@ class GossipMonitor(Callback):
         if not self._active:
             return
         strategy = _gossip(trainer)
+        if strategy.evaluate != "consensus":  # no consensus was taken: the distance would be of another moment
+            return
         distances = {
             "gossip/consensus_distance": strategy.consensus_distance,
             "gossip/relative_consensus_distance": strategy.relative_consensus_distance,

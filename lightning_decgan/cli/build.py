@@ -5,6 +5,7 @@ Bad input ends here, in one line that names the section, before any worker is st
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from lightning_decgan.cli.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from torch.nn import Module
 
 
 def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
@@ -32,12 +34,13 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
     Raises:
         UsageError: if something cannot be made with the values given; it names the section.
     """
+    from lightning.fabric.plugins.environments import LightningEnvironment
     from lightning.pytorch.callbacks import Checkpoint, ProgressBar
     from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
     from lightning_decgan.cli.checkpoint import EmbedConfig, embedded_config
     from lightning_decgan.gan import DecentralizedGANModule
-    from lightning_decgan.gan.checks import check_images
+    from lightning_decgan.gan.checks import check_classes, check_images
 
     if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
         raise UsageError(f"ckpt_path must be a checkpoint to resume from, found {config.ckpt_path!r}, which is no file")
@@ -46,8 +49,12 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
     if isinstance(model, DecentralizedGANModule):
         try:
             check_images(model.generator, model.discriminator, datamodule)
+            if not getattr(datamodule, "download", False):  # what is yet to be fetched does not know its classes
+                check_classes(model.num_classes, datamodule)
         except ValueError as error:
             raise UsageError(f"model and data do not fit: {one_line(error)}") from error
+    if config.ckpt_path is not None and getattr(model, "strict_loading", True):
+        check_weights(model, config.ckpt_path)
     callbacks = [make(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None]
     callbacks.append(EmbedConfig(embedded_config(config)))
     loggers = [make(config, f"logger.{name}") for name, entry in config.logger.items() if entry is not None]
@@ -57,6 +64,8 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
         "trainer",
         strategy=strategy,
         callbacks=callbacks,
+        # The workers are started here, on this machine, whatever batch system has started this process.
+        **({} if config.trainer.get("plugins") else {"plugins": [LightningEnvironment()]}),
         # an empty list would let Lightning choose a logger and a folder of its own
         logger=loggers or False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
@@ -68,6 +77,35 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
             "which would begin another run in another folder"
         )
     return trainer, model, datamodule
+
+
+def check_weights(model: Module, path: str) -> None:
+    """Compares the weights of a checkpoint that is to be resumed with a module's.
+
+    Args:
+        model: of the configuration.
+        path: of the checkpoint.
+
+    Raises:
+        UsageError: if it is no checkpoint of plain tensors and values, or is of other networks.
+    """
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = {name: tuple(value.shape) for name, value in content["state_dict"].items()}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError, AttributeError) as error:
+        raise UsageError(
+            f"ckpt_path {path} cannot be read as a checkpoint: {one_line(error).split('. ')[0]}"
+        ) from error
+    mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    other = [name for name in mine.keys() | found.keys() if mine.get(name) != found.get(name)]
+    if other:
+        name = min(other)
+        raise UsageError(
+            f"ckpt_path {path} is of other networks than this run's: {name} is {found.get(name, 'missing')} there and"
+            f" {mine.get(name, 'missing')} here; repeat the options of that run, which its config.yaml lists"
+        )
 
 
 def make(config: DictConfig, key: str, **arguments: Any) -> Any:

@@ -53,8 +53,16 @@ class ConsensusCheckpoints(DDPStrategy):
 
     def _put_consensus_on(self) -> None:
         """Have the model hold the average of all workers."""
-        assert self.lightning_module is not None
-        self._together(partial(self._consensus.put_on, self.lightning_module))
+        module, was_on = self.lightning_module, self._consensus.is_on
+        assert module is not None
+
+        def put_on() -> None:
+            # Anew after a loss: some have the average by then and others do not, and it counts one that is gone.
+            if not was_on:
+                self._consensus.take_off()
+            self._consensus.put_on(module)
+
+        self._together(put_on)
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["choose_main_port", "disarm_world_broadcasts", "loopback_store"]
+__all__ = ["choose_main_port", "deal_validation_anew", "disarm_world_broadcasts", "loopback_store"]
 
 # Below the ephemeral ports of Linux (32768 and up) and above the usual servers.
 _SERVER_PORTS = range(20_000, 32_000)
@@ -56,6 +56,23 @@ def disarm_world_broadcasts(trainer: Trainer) -> None:
     # On the instances: other trainers of this process keep what they have.
     setattr(epoch_loop, "_broadcast_sigterm_tensor", stop_if_terminated)  # noqa: B010
     setattr(connector, "_sigterm_notifier_fn", note_sigterm)  # noqa: B010
+
+
+def deal_validation_anew(trainer: Trainer) -> None:
+    """Have the next validation of a running fit make its loaders anew, for the workers that there are then.
+
+    Lightning makes them once, and the images of a lost worker would be left out from then on.
+
+    Raises:
+        RuntimeError: Lightning keeps them elsewhere; this version of it has not been tested.
+    """
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    if not hasattr(loop, "_combined_loader"):
+        raise RuntimeError(
+            "this version of Lightning has no val_loop._combined_loader; install a version that lightning_decgan"
+            " supports (see its pyproject.toml)"
+        )
+    loop._combined_loader = None
 
 
 def choose_main_port(environment: ClusterEnvironment) -> None:

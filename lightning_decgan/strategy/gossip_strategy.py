@@ -45,7 +45,7 @@ from lightning_decgan.gossip.compression import Compression, build_compression
 from lightning_decgan.strategy import resume
 from lightning_decgan.strategy.assembly import Assembly, check_nccl_device, door_host
 from lightning_decgan.strategy.checkpointing import ConsensusCheckpoints
-from lightning_decgan.strategy.compat import choose_main_port, disarm_world_broadcasts
+from lightning_decgan.strategy.compat import choose_main_port, deal_validation_anew, disarm_world_broadcasts
 from lightning_decgan.strategy.evaluation import Consensus
 from lightning_decgan.strategy.exit_code import tell_loss
 from lightning_decgan.strategy.launcher import ScriptLauncher, SpawnLauncher
@@ -206,6 +206,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         self._gossiper: Gossiper | None = None
         self._layout: Layout | None = None
         self._worker: int | None = None
+        self._deal_validation_anew = False
         self._neighborhood: Neighborhood | None = None
         self._assembly: Assembly | None = None
         self._has_fitted = False
@@ -404,6 +405,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         for decorator in (rank_zero_only, fabric_rank_zero_only):
             decorator.rank = rank  # type: ignore[attr-defined]
         assert self.lightning_module is not None
+        self._deal_validation_anew = True
         if rank == 0 and self.worker != 0:
             assert self._assembly is not None
             self._assembly.events.once(
@@ -420,6 +422,12 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
     @override
     def world_size(self) -> int:
         return super().world_size if self._assembly is None else len(self._assembly.members)
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        # Of those who are there: data that is dealt out after a loss has no share for a lost worker.
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     @override
     def on_train_start(self) -> None:
@@ -439,6 +447,9 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         output = super().training_step(*args, **kwargs)
         assert self.lightning_module is not None
+        if self._deal_validation_anew:  # not at the loss itself, which may be noticed in the midst of a validation
+            deal_validation_anew(self.lightning_module.trainer)
+            self._deal_validation_anew = False
         # Manual optimization: all optimizers of the batch have stepped by now, however many there are.
         if not self.lightning_module.automatic_optimization:
             self._batch_has_stepped()

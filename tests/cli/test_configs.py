@@ -6,7 +6,9 @@ import inspect
 import pytest
 import torch
 from hydra.utils import get_object
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
@@ -197,7 +199,7 @@ def test_every_choice_of_callbacks_is_made_and_ends_the_run(option, tmp_path, mo
     stand_in = ClassifierFeatures(1, 8, 10, name="stand_in")
     monkeypatch.setattr("lightning_decgan.metrics.inception_features", lambda: stand_in)
     config = compose([f"callbacks={option}", "steps=7"], run_dir=tmp_path)
-    callbacks = {name: make(config, f"callbacks.{name}") for name in config.callbacks}
+    callbacks = {name: make(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None}
     assert all(isinstance(callback, Callback) for callback in callbacks.values())
     assert callbacks["stop"].steps == 7
     assert ("fidelity" in callbacks) is (option in ("default", "debug", "early_stopping", "inception"))
@@ -224,7 +226,7 @@ def test_every_experiment_is_a_whole_run(option, tmp_path):
             (folder / f"{number}").mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(folder / f"{number}" / "1.png")
     if option == "imagenet_sagan":
-        given.append(f"data.root={folder}")
+        given += [f"data.root={folder}", "num_classes=2"]
     config = compose([f"experiment={option}", *given, *NEEDED.get(option, [])], run_dir=tmp_path)
     if option == "cifar10_wgan_gp":
         config.data = compose(["data=image_folder", f"data.root={folder}"]).data
@@ -243,6 +245,28 @@ def test_debug_runs_are_short_and_combine_with_experiments(option):
     assert config.workers <= 4
 
 
+@pytest.mark.parametrize("option", options("experiment"))
+def test_every_experiment_has_a_debug_run_of_small_networks(option):
+    needed = NEEDED["image_folder"] if option == "imagenet_sagan" else NEEDED.get(option, [])
+    config = compose([f"experiment={option}", "debug=default", *needed])
+    assert isinstance(make(config, "model"), DecentralizedGANModule)
+    assert config.steps == 4
+
+
+def test_the_last_checkpoint_is_written_when_the_others_have_been(tmp_path):
+    trainer, _, _ = make_run(compose(["logger=none"], run_dir=tmp_path))
+    kept = [callback.filename for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]
+    assert kept == ["best", "last"], "the state of the first is in the second"
+
+
+def test_a_batch_system_does_not_change_how_workers_are_started(tmp_path, monkeypatch):
+    for name, value in (("NTASKS", "1"), ("JOB_NAME", "train"), ("JOB_ID", "7"), ("PROCID", "0"), ("LOCALID", "0")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    trainer, _, _ = make_run(compose(["workers=4", "logger=none"], run_dir=tmp_path))
+    assert isinstance(trainer.strategy.cluster_environment, LightningEnvironment)
+    assert trainer.world_size == 4
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -258,6 +282,7 @@ def test_debug_runs_are_short_and_combine_with_experiments(option):
             ["++model.discriminator.image_size=32", "++model.generator.image_size=32"],
             r"^model and data do not fit: the generator's image_size must be 16, .* found 32$",
         ),
+        (["num_classes=5"], r"^model and data do not fit: num_classes must be 10, the classes of .*, found 5$"),
         (["model=resnet"], r"^model.generator: image_size must be one of 32, 48, 64, found 16$"),
         (["model=sagan", "image_size=48"], r"^model.generator: image_size must be one of 32, 64, 128, found 48$"),
         (["topology=hypercube", "workers=6"], r"^strategy.topology: .*6"),
@@ -272,3 +297,16 @@ def test_what_cannot_be_used_is_said_in_one_line_that_names_the_place(overrides,
     with pytest.raises(UsageError, match=message) as caught:
         make_run(compose([*overrides, "callbacks=none", "logger=none"], run_dir=tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_other_networks_is_not_resumed(tmp_path):
+    config = compose(["callbacks=none", "logger=none"], run_dir=tmp_path)
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": make(config, "model").state_dict()}, path)
+    make_run(compose(["callbacks=none", "logger=none", f"ckpt_path={path}"], run_dir=tmp_path))
+    wider = ["callbacks=none", "logger=none", f"ckpt_path={path}", "++model.generator.width=5"]
+    with pytest.raises(UsageError, match=r"of other networks than this run's: .* there and \(.*\) here; repeat the"):
+        make_run(compose(wider, run_dir=tmp_path))
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(UsageError, match=r"^ckpt_path .*last.ckpt cannot be read as a checkpoint: "):
+        make_run(compose(["callbacks=none", "logger=none", f"ckpt_path={path}"], run_dir=tmp_path))

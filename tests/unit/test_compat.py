@@ -14,7 +14,7 @@ from lightning.pytorch.loops import training_epoch_loop
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_decgan.strategy.compat import disarm_world_broadcasts, loopback_store
+from lightning_decgan.strategy.compat import deal_validation_anew, disarm_world_broadcasts, loopback_store
 
 
 def _trainer() -> Trainer:
@@ -29,6 +29,20 @@ def test_lightning_still_has_both_broadcasts_and_still_calls_the_first_before_ev
     )
     assert "dist.broadcast" in inspect.getsource(_SignalConnector._sigterm_notifier_fn)
     assert "self._sigterm_notifier_fn" in inspect.getsource(_SignalConnector.register_signal_handlers)
+
+
+def test_lightning_still_makes_validation_loaders_once_and_keeps_them_where_they_are_looked_for() -> None:
+    trainer = _trainer()
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop._combined_loader = object()
+    deal_validation_anew(trainer)
+    assert loop._combined_loader is None
+    assert "if self._combined_loader is not None and trainer_fn == TrainerFn.FITTING" in inspect.getsource(
+        loop.setup_data
+    )
+    del loop._combined_loader
+    with pytest.raises(RuntimeError, match=r"has no val_loop\._combined_loader"):
+        deal_validation_anew(trainer)
 
 
 def test_no_other_place_of_the_training_loop_talks_to_the_world() -> None:

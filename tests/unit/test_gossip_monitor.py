@@ -28,6 +28,7 @@ class Totals:
 class Talkative(SingleDeviceStrategy):
     """A strategy that counts like one that gossips: 1,000,000 bytes and 2 ms of waiting in every batch."""
 
+    evaluate = "consensus"
     consensus_distance: float | None = None
     relative_consensus_distance: float | None = None
 
@@ -113,6 +114,13 @@ def test_the_consensus_distance_is_logged_at_validation_and_shown_on_the_bar():
     shown = trainer.progress_bar_metrics
     assert shown["gossip/relative_consensus_distance"] == 0.125
     assert shown["gossip/wait_ms"] == pytest.approx(2.0)
+
+
+def test_where_workers_evaluate_their_own_models_no_distance_of_another_moment_is_logged():
+    strategy = Talkative()
+    strategy.evaluate = "local"
+    _, logged = fit(strategy, GossipMonitor(every_n_steps=4))
+    assert not any("gossip/consensus_distance" in metrics for _, metrics in logged)
 
 
 def test_under_a_strategy_without_gossip_it_says_so_once_and_logs_nothing():
