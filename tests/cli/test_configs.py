@@ -199,7 +199,9 @@ def test_every_choice_of_callbacks_is_made_and_ends_the_run(option, tmp_path, mo
     stand_in = ClassifierFeatures(1, 8, 10, name="stand_in")
     monkeypatch.setattr("lightning_decgan.metrics.inception_features", lambda: stand_in)
     config = compose([f"callbacks={option}", "steps=7"], run_dir=tmp_path)
-    callbacks = {name: make(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None}
+    callbacks = {
+        name: make(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None
+    }
     assert all(isinstance(callback, Callback) for callback in callbacks.values())
     assert callbacks["stop"].steps == 7
     assert ("fidelity" in callbacks) is (option in ("default", "debug", "early_stopping", "inception"))
