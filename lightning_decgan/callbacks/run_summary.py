@@ -40,7 +40,7 @@ class RunSummary(Callback):
     `lost_workers`, `events` (who noticed what at which step: losses, rejected payloads, graphs knit anew; see
     `gossip.GossipEvent`), `consensus_distance`, `relative_consensus_distance`, `features` (the feature network's name),
     `scores_before`, `scores`, `last_sample_grid`, `data` (what each worker trains on, see `ClassHistogram.facts`),
-    `versions`. Steps, images and seconds go on counting across a resume.
+    `versions`. Steps, images and seconds go on counting across a resume. What a lost worker saw is not in the sums.
 
     Args:
         path: the file to write.
@@ -56,7 +56,8 @@ class RunSummary(Callback):
         self._began = False
         self._written = 0.0
         self._spectral_gap: float | None = None
-        self._images = 0
+        self._images = 0.0
+        self._workers: int | None = None
         self._batches_of_unknown_size = 0
         self._earlier_seconds = 0.0
         self._earlier_validation_seconds = 0.0
@@ -71,13 +72,15 @@ class RunSummary(Callback):
         """What a resumed run adds to."""
         return {
             "images": self._images,
+            "workers": self._workers,
             "seconds": self._seconds(),
             "validation_seconds": self._earlier_validation_seconds + self._validation_seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from an earlier run's counts."""
-        self._images = int(state_dict["images"])
+        self._images = float(state_dict["images"])
+        self._workers = state_dict.get("workers")
         self._earlier_seconds = float(state_dict["seconds"])
         self._earlier_validation_seconds = float(state_dict["validation_seconds"])
 
@@ -88,6 +91,9 @@ class RunSummary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock."""
+        # Of a run that more or fewer workers go on with: what all have seen stays what it was.
+        self._images *= (self._workers or trainer.world_size) / trainer.world_size
+        self._workers = trainer.world_size
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -118,7 +124,7 @@ class RunSummary(Callback):
         self._ended = time.perf_counter()
         totals = getattr(trainer.strategy, "totals", None)
         counts = [
-            float(self._images),
+            self._images,
             float(totals.bytes_sent) if totals is not None else 0.0,
             float(totals.wait_seconds) if totals is not None else 0.0,
             float(totals.late_steps) if totals is not None else 0.0,
@@ -194,7 +200,7 @@ class RunSummary(Callback):
             "max_delay": getattr(strategy, "max_delay", None),
             "compression": None if compression is None else str(compression),
             "steps": training_batches(trainer),
-            "images_seen": int(images) if known else None,
+            "images_seen": round(images) if known else None,
             "seconds": round(seconds, 3),
             "validation_seconds": round(validation_seconds, 3),
             "images_per_second": round(images / training_seconds, 1) if known and training_seconds > 0 else None,

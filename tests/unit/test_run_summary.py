@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,14 @@ def test_a_resumed_run_goes_on_counting_and_remembers_where_it_began(tmp_path):
     assert summary["seconds"] > seconds
     assert second.scores_before == first.scores_before
     assert [entry["step"] for entry in second.history] == [0, 3, 6, 9, 10]
+
+
+@pytest.mark.parametrize(("before", "after", "share"), [(4, 2, 200.0), (2, 4, 50.0), (4, 4, 100.0), (None, 4, 100.0)])
+def test_other_workers_go_on_counting_what_all_had_seen(tmp_path, before, after, share):
+    summary = RunSummary(tmp_path / "summary.json")
+    summary.load_state_dict({"images": 100, "workers": before, "seconds": 1.0, "validation_seconds": 0.0})
+    summary.on_train_start(SimpleNamespace(world_size=after), None)
+    assert (summary.state_dict()["images"], summary.state_dict()["workers"]) == (share, after)
 
 
 def test_one_bar_runs_from_the_first_batch_to_the_last(tmp_path):
