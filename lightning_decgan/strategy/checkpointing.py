@@ -39,6 +39,11 @@ class ConsensusCheckpoints(DDPStrategy):
     _random_state_before_evaluation: dict[str, Any] | None
 
     @property
+    def worker(self) -> int:
+        """This worker's number, which stays when others are lost."""
+        raise NotImplementedError
+
+    @property
     def _is_fitting(self) -> bool:
         raise NotImplementedError
 

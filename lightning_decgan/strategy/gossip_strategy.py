@@ -226,6 +226,7 @@ class DecentralizedGossipStrategy(ConsensusCheckpoints):
         return self._topology
 
     @property
+    @override
     def worker(self) -> int:
         """This worker's number in gossip; it stays, while `global_rank` moves up when lower workers are lost."""
         return self.global_rank if self._worker is None else self._worker
