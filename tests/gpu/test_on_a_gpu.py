@@ -6,6 +6,7 @@ Workers share one GPU, a process each. Skipped without one.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +69,25 @@ def test_every_network_trains_in_every_precision(family: str, precision: str) ->
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compiled_players_learn_what_plain_ones_do(family: str, precision: str) -> None:
     # Not Adam, whose first steps are as long where the gradient is nothing but rounding.
-    plain, compiled = (make_gan(family, optimizer="SGD", generator_lr=0.05, discriminator_lr=0.05) for _ in range(2))
+    steps = {"optimizer": "SGD", "generator_lr": 0.05, "discriminator_lr": 0.05}
+    exact, plain, compiled = (make_gan(family, **steps) for _ in range(3))
     before = [parameter.detach().clone() for parameter in plain.parameters()]
     torch._dynamo.reset()
     compiled.generator.compile()
     compiled.discriminator.compile()
-    for gan in (plain, compiled):
+    for gan, its in ((exact, "32"), (plain, precision), (compiled, precision)):
         seed_everything(1, verbose=False)
-        train(gan, 3, precision=precision)
-    moves = [new.detach() - old for new, old in zip(plain.parameters(), before, strict=True)]
-    gaps = [(one - other).detach() for one, other in zip(compiled.parameters(), plain.parameters(), strict=True)]
+        train(gan, 1, precision=its)
     assert plain.joint
     assert compiled.joint
-    assert _norm(gaps) < (1e-3 if precision == "32" else 0.1) * _norm(moves)
+    # Rounding to bfloat16 changes a step of a residual network by a third: compiled code may do so as well, not more.
+    allowed = 1e-3 * _distance(exact.parameters(), before) + 2 * _distance(plain.parameters(), exact.parameters())
+    assert _distance(compiled.parameters(), exact.parameters()) < allowed
 
 
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors]).norm()
+def _distance(these: Iterable[Tensor], those: Iterable[Tensor]) -> float:
+    gaps = [(one.detach().cpu() - other.detach().cpu()).flatten() for one, other in zip(these, those, strict=True)]
+    return float(torch.cat(gaps).norm())
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import shutil
 
 import pytest
 import torch
@@ -243,6 +244,23 @@ def test_a_compiled_network_is_one_graph_that_computes_and_learns_the_same(make,
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=1e-5, msg=f"gradient of {where}")
     for (where, buffer), other in zip(network.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(buffer, other, msg=f"buffer {where}")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU, found no g++")
+def test_code_that_is_compiled_for_half_precision_loses_no_gradient():
+    """Torch's own compiler: the others above run torch's ordinary kernels, which lose none."""
+    torch._dynamo.reset()
+    network, inputs, labels = make_generator("resnet", 3)
+    plain = copy.deepcopy(network)
+    compiled = torch.compile(network)
+    for each in (compiled, plain):
+        with torch.autocast("cpu", torch.bfloat16):
+            images = each(inputs, *labels).float()
+        (images * torch.linspace(-1, 1, images.numel()).view_as(images)).sum().backward()
+    for (where, parameter), other in zip(network.named_parameters(), plain.named_parameters(), strict=True):
+        gap = (parameter.grad - other[1].grad).norm()
+        assert gap < 0.5 * other[1].grad.norm(), f"gradient of {where}"
 
 
 def test_a_compiled_discriminator_evaluates_with_other_code_than_it_trains_with():

@@ -55,7 +55,17 @@ class UpBlock(LabelledModule):
     def forward(self, maps: Tensor, labels: Tensor | None = None) -> Tensor:
         """``(n, out_features, 2 h, 2 w)`` from ``(n, in_features, h, w)`` and labels ``(n,)``."""
         # The papers repeat pixels first; a 1x1 convolution does not mind, and takes a quarter of the time before.
-        return self.residual(maps, labels) + functional.interpolate(self.shortcut(maps), scale_factor=2)
+        return self.residual(maps, labels) + _repeat_pixels(self.shortcut(maps))
+
+
+def _repeat_pixels(maps: Tensor) -> Tensor:
+    """Every pixel four times: ``(n, c, 2 h, 2 w)``."""
+    if not torch.compiler.is_compiling():
+        return functional.interpolate(maps, scale_factor=2)
+    # torch 2.13 on a CPU: compiled with autocast to bfloat16, the gradient of interpolate here is zero.
+    count, channels, height, width = maps.shape
+    repeated = maps[:, :, :, None, :, None].expand(count, channels, height, 2, width, 2)
+    return repeated.reshape(count, channels, 2 * height, 2 * width)
 
 
 class DownBlock(nn.Module):
