@@ -23,7 +23,8 @@ players; the usual alternating step takes it forward over three batches and back
 A slope :math:`a_i` of zero (the hinge beyond its margin, a sigmoid that has saturated) leaves nothing to rescale. There
 the backward starts from :math:`2^{-60} |b_i|` instead, and the quotient is a power of two: the generator's gradient is
 exact, and what the discriminator's gets too much, :math:`10^{-18}` of a gradient of that size, is far below the
-rounding of float32 and float64. float16 cannot hold such numbers; with it the cut pass is taken.
+rounding of float32 and float64. Where :math:`b_i` is zero as well it starts from :math:`2^{-120}`, and the quotient is
+zero. float16 cannot hold such numbers; with it the cut pass is taken.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def discriminator_pass(game: Game, real: Tensor, fake: Tensor, labels: Labels | 
     """
     real_labels, fake_labels = labels or (None, None)
     if game.joint:
-        real_logits, fake_logits = _judge_together(game, real, fake.detach(), labels)
+        real_logits, fake_logits = _judge_together(game, real, fake.detach(), labels).split(len(real))
     else:
         real_logits, fake_logits = game.judge(real, real_labels), game.judge(fake.detach(), fake_labels)
     loss = _scalar("discriminator_loss", game.discriminator_loss(real_logits, fake_logits))
@@ -125,25 +126,30 @@ def _cut(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Pass:
 
 
 def _joint(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Pass:
-    real_logits, fake_logits = _judge_together(game, real, fake, labels)
-    if real_logits.numel() != len(real):
+    logits = _judge_together(game, real, fake, labels)
+    if logits.numel() != 2 * len(real):
         raise ValueError(
             "a joint game needs one logit a sample, because one number rescales the gradient of one image; found logits"
-            f" of shape {tuple(real_logits.shape)} for {len(real)} images"
+            f" of shape {tuple(logits.shape)} for {2 * len(real)} images"
         )
-    real_points, fake_points = real_logits.detach().requires_grad_(), fake_logits.detach().requires_grad_()
-    discriminator_loss = _scalar("discriminator_loss", game.discriminator_loss(real_points, fake_points))
-    real_slopes, slopes = torch.autograd.grad(
-        discriminator_loss, [real_points, fake_points], retain_graph=True, materialize_grads=True
+    real_logits, fake_logits = logits.detach().split(len(real))
+    # Each loss has leaves of its own: one differentiation of the sum then tells the slopes of both.
+    real_points, fake_points, generator_points = (
+        leaf.detach().requires_grad_() for leaf in (real_logits, fake_logits, fake_logits)
     )
-    generator_loss, wanted = _generator_slopes(game, fake_points, real_points)
+    discriminator_loss = _scalar("discriminator_loss", game.discriminator_loss(real_points, fake_points))
+    generator_loss = _generator_loss(game, generator_points, real_logits)
+    losses = discriminator_loss + generator_loss
+    real_slopes, slopes, wanted = torch.autograd.grad(
+        losses, [real_points, fake_points, generator_points], retain_graph=True, materialize_grads=True
+    )
 
-    floor = _FLOOR * wanted.abs()
+    floor = (_FLOOR * wanted.abs()).clamp_min_(_FLOOR**2)
     starts = torch.where(slopes.abs() < floor, floor, slopes)
-    factors = torch.where(starts == 0, 0.0, wanted / starts).view(-1, *[1] * (fake.ndim - 1))
+    factors = (wanted / starts).view(-1, *[1] * (fake.ndim - 1))
     fake.register_hook(lambda slope: (slope * factors).to(slope.dtype))
     # The losses themselves once more, for what they may depend on besides the logits (a term of the user's on weights).
-    objective = (real_logits * real_slopes).sum() + (fake_logits * starts).sum() + discriminator_loss + generator_loss
+    objective = (logits * torch.cat([real_slopes, starts])).sum() + losses
     penalty = _penalty(game, real, fake, labels)
     objective = objective if penalty is None else objective + penalty
     return Pass(objective, discriminator_loss, generator_loss, penalty, real_logits, fake_logits)
@@ -158,16 +164,20 @@ def _judge_for_two(game: Game, image: Tensor, labels: Tensor | None) -> Tensor:
         return game.judge(image, labels)
 
 
-def _judge_together(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> tuple[Tensor, Tensor]:
+def _judge_together(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Tensor:
+    """The logits of the real images, then those of the generated ones, from one forward."""
     both = None if labels is None else torch.cat(labels)
-    real_logits, fake_logits = game.judge(torch.cat([real, fake.to(real.dtype)]), both).split(len(real))
-    return real_logits, fake_logits
+    return game.judge(torch.cat([real, fake.to(real.dtype)]), both)
+
+
+def _generator_loss(game: Game, fake_points: Tensor, real_logits: Tensor | None) -> Tensor:
+    others = [real_logits.detach()] if game.relative and real_logits is not None else []
+    return _scalar("generator_loss", game.generator_loss(fake_points, *others))
 
 
 def _generator_slopes(game: Game, fake_points: Tensor, real_logits: Tensor | None) -> tuple[Tensor, Tensor]:
     """The generator's loss and its slopes at logits that are leaves of the graph; the loss keeps what else it knows."""
-    others = [real_logits.detach()] if game.relative and real_logits is not None else []
-    loss = _scalar("generator_loss", game.generator_loss(fake_points, *others))
+    loss = _generator_loss(game, fake_points, real_logits)
     (slopes,) = torch.autograd.grad(loss, fake_points, retain_graph=True, materialize_grads=True)
     return loss, slopes
 

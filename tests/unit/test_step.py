@@ -262,7 +262,7 @@ def test_the_generator_follows_what_its_loss_says_of_its_weights(schedule, joint
 def test_a_joint_game_with_patches_of_logits_is_refused():
     game = PlainGame(joint=True)
     game.discriminator = nn.Conv2d(1, 1, 3).double()
-    with pytest.raises(ValueError, match=r"one logit a sample.*found logits of shape \(6, 1, 6, 6\) for 6 images"):
+    with pytest.raises(ValueError, match=r"one logit a sample.*found logits of shape \(12, 1, 6, 6\) for 12 images"):
         game.play()
 
 
