@@ -144,6 +144,7 @@ def _joint(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Pas
         losses, [real_points, fake_points, generator_points], retain_graph=True, materialize_grads=True
     )
 
+    # Never zero, so that the quotient needs no case of its own where neither player learns from an image.
     floor = (_FLOOR * wanted.abs()).clamp_min_(_FLOOR**2)
     starts = torch.where(slopes.abs() < floor, floor, slopes)
     factors = (wanted / starts).view(-1, *[1] * (fake.ndim - 1))

@@ -225,6 +225,19 @@ def test_a_joint_step_is_exact_where_the_discriminator_no_longer_learns_from_an_
             torch.testing.assert_close(other, one, rtol=0, atol=16 * size * torch.finfo(dtype).eps)
 
 
+def test_an_image_of_which_neither_player_learns_moves_neither():
+    def gradients(joint):
+        game = PlainGame("least_squares", joint=joint)
+        heard = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+        game.discriminator_loss = lambda real, fake: (real - fake * heard).sum()
+        game.generator_loss = lambda fake: (fake * heard).square().sum()
+        game.play()
+        return [parameter.grad for player in (game.discriminator, game.generator) for parameter in player.parameters()]
+
+    for plain, joint in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(joint, plain, rtol=1e-10, atol=1e-10)
+
+
 def test_a_joint_step_follows_what_a_loss_says_of_the_weights():
     games = [PlainGame(joint=joint) for joint in (False, True)]
     for game in games:
