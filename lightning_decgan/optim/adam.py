@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_decgan.optim.optimistic import OptimisticOptimizer, TensorList, checked_flag, checked_number
+from lightning_decgan.optim.optimistic import OptimisticOptimizer, TensorList, checked_flag, checked_number, is_plain
+
+# Where torch has Adam's update as one kernel, and this package has run it.
+_FUSED_DEVICES = frozenset({"cpu", "cuda"})
 
 
 class OptimisticAdam(OptimisticOptimizer):
@@ -50,6 +53,9 @@ class OptimisticAdam(OptimisticOptimizer):
         amsgrad: Divide by the largest second moment so far.
         foreach: Update parameters by lists (more memory, fewer kernels), one by one (False), or by lists where that is
             faster (None: on CUDA and XPU). The results are the same bit for bit.
+        fused: Compute the update in one kernel that passes over memory once, or in one for each operation (False); None
+            is the first on CPUs and CUDA. They differ by rounding. Where a gradient and the moments lie differently in
+            memory, as a gradient that was set by hand can, the one kernel does not apply and the others are used.
         maximize: Ascend instead of descend. Weight decay still shrinks.
         decoupled_weight_decay: Weight decay as in AdamW instead of L2.
 
@@ -78,6 +84,7 @@ class OptimisticAdam(OptimisticOptimizer):
     _absent: ClassVar[dict[str, Any]] = {
         **OptimisticOptimizer._absent,
         "amsgrad": False,
+        "fused": None,
         "decoupled_weight_decay": False,
     }
 
@@ -93,6 +100,7 @@ class OptimisticAdam(OptimisticOptimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -103,6 +111,7 @@ class OptimisticAdam(OptimisticOptimizer):
             "foreach": foreach,
             "maximize": maximize,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "fused": fused,
         }
         super().__init__(params, defaults)
 
@@ -122,37 +131,96 @@ class OptimisticAdam(OptimisticOptimizer):
         settings["eps"] = checked_number("eps", settings["eps"])
         checked_flag("amsgrad", settings["amsgrad"])
         checked_flag("decoupled_weight_decay", settings["decoupled_weight_decay"])
+        if settings["fused"] is not None:
+            checked_flag("fused", settings["fused"])
         return settings
 
     def _updates(
         self, group: dict[str, Any], parameters: list[Tensor], points: list[Tensor], gradients: TensorList
     ) -> TensorList:
+        names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+        moments = [self._state_tensors(parameters, name) for name in names]
+        if _fuses(group, parameters, gradients, moments):
+            updates = self._fused(group, parameters, gradients, moments)
+        else:
+            updates = self._unfused(group, parameters, gradients, moments)
+        if group["weight_decay"] and group["decoupled_weight_decay"]:
+            torch._foreach_add_(updates, points, alpha=float(group["lr"]) * group["weight_decay"])
+        return updates
+
+    def _fused(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: TensorList, moments: list[list[Tensor]]
+    ) -> TensorList:
+        beta1, beta2 = group["betas"]
+        # The kernel counts on the parameters' device, and nobody waits for it.
+        steps = [self._step(parameter, parameter.device) for parameter in parameters]
+        torch._foreach_add_(steps, 1)
+        # It subtracts its update from a parameter: from zero, and uphill, that is the update itself.
+        updates = [torch.empty_like(moment) for moment in moments[0]]
+        torch._foreach_zero_(updates)
+        torch._fused_adam_(
+            updates,
+            gradients,
+            moments[0],
+            moments[1],
+            moments[2] if group["amsgrad"] else [],
+            steps,
+            lr=-float(group["lr"]),
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            amsgrad=group["amsgrad"],
+            # What these would do has been done to the gradients.
+            weight_decay=0.0,
+            maximize=False,
+        )
+        return updates
+
+    def _unfused(
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: TensorList, moments: list[list[Tensor]]
+    ) -> TensorList:
         lr, (beta1, beta2) = float(group["lr"]), group["betas"]
         steps = [self._count(parameter) for parameter in parameters]
-        first_moments = self._state_tensors(parameters, "exp_avg")
-        second_moments = self._state_tensors(parameters, "exp_avg_sq")
+        first_moments, second_moments, *largest = moments
         torch._foreach_lerp_(first_moments, gradients, 1 - beta1)
         torch._foreach_mul_(second_moments, beta2)
         torch._foreach_addcmul_(second_moments, gradients, gradients, 1 - beta2)
-        if group["amsgrad"]:
-            largest = self._state_tensors(parameters, "max_exp_avg_sq")
-            torch._foreach_maximum_(largest, second_moments)
-            second_moments = largest
+        if largest:
+            (second_moments,) = largest
+            torch._foreach_maximum_(second_moments, moments[1])
 
         denominators = torch._foreach_sqrt(second_moments)
         torch._foreach_div_(denominators, [(1 - beta2**step) ** 0.5 for step in steps])
         torch._foreach_add_(denominators, group["eps"])
         updates = torch._foreach_div(first_moments, denominators)
         torch._foreach_mul_(updates, [lr / (1 - beta1**step) for step in steps])
-        if group["weight_decay"] and group["decoupled_weight_decay"]:
-            torch._foreach_add_(updates, points, alpha=lr * group["weight_decay"])
         return updates
 
     def _count(self, parameter: Tensor) -> float:
         """Count one more step of a parameter and return the number of steps with this one."""
+        step = self._step(parameter, torch.device("cpu"))  # it is read in every step, which must not wait
+        step += 1
+        return float(step)
+
+    def _step(self, parameter: Tensor, device: torch.device) -> Tensor:
+        """The steps so far, as `torch.optim` keeps them: a float, never cast when state is loaded, on that device."""
         state = self.state[parameter]
         if "step" not in state:
-            # A float on the CPU, as torch.optim has it: it is read every step, and never cast when state is loaded.
-            state["step"] = torch.tensor(0.0, dtype=torch.float32)
-        state["step"] += 1
-        return float(state["step"])
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        elif state["step"].device != device:
+            state["step"] = state["step"].to(device)
+        return state["step"]
+
+
+def _fuses(
+    group: dict[str, Any], parameters: list[Tensor], gradients: TensorList, moments: list[list[Tensor]]
+) -> bool:
+    """Whether the kernel for everything at once is wanted and right: it takes tensors for runs of numbers."""
+    if group["fused"] is None:
+        wanted = all(p.device.type in _FUSED_DEVICES and is_plain(p) for p in parameters)
+    else:
+        wanted = group["fused"]
+    return wanted and all(
+        gradient.stride() == first.stride() and all(other.stride() == first.stride() for other in others)
+        for gradient, first, *others in zip(gradients, *moments, strict=True)
+    )

@@ -39,8 +39,8 @@ class OptimisticOptimizer(Optimizer):
     the updates of that parameter. A gradient of zeros is a gradient.
 
     A sparse gradient is refused before anything has changed. Complex parameters are treated as pairs of real numbers.
-    `capturable`, `differentiable` and `fused` of `torch.optim` are not offered: a step under CUDA graph capture raises,
-    and autograd does not pass through a step. State has its parameter's dtype, as in `torch.optim`; parameters of 16
+    `capturable` and `differentiable` of `torch.optim` are not offered: a step under CUDA graph capture raises, and
+    autograd does not pass through a step. State has its parameter's dtype, as in `torch.optim`; parameters of 16
     bits have moments of 16 bits, so mixed precision wants float32 parameters under autocast.
 
     Args:
@@ -242,6 +242,11 @@ def checked_flag(name: str, value: object) -> bool:
     return value
 
 
+def is_plain(parameter: Tensor) -> bool:
+    """Whether a parameter is an ordinary tensor, not of a class that may compute in a way of its own."""
+    return type(parameter) in (Tensor, torch.nn.Parameter)
+
+
 def _checked_lr(lr: object) -> float | Tensor:
     if not isinstance(lr, Tensor):
         return checked_number("lr", lr)
@@ -267,10 +272,7 @@ def _batches(group: dict[str, Any]) -> Iterator[list[Tensor]]:
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
     foreach = group["foreach"]
     if foreach is None:
-        foreach = all(
-            type(parameter) in (Tensor, torch.nn.Parameter) and parameter.device.type in _FOREACH_DEVICES
-            for parameter in parameters
-        )
+        foreach = all(is_plain(parameter) and parameter.device.type in _FOREACH_DEVICES for parameter in parameters)
     if not foreach:
         yield from ([parameter] for parameter in parameters)
         return

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_decgan import DecentralizedGossipStrategy, PowerGossip
 from lightning_decgan.gan import DecentralizedGANModule
 from lightning_decgan.gan.losses import LOSSES
+from lightning_decgan.optim import OptimisticAdam
 from tests.accelerators import needs_gpu
 from tests.distributed.workers import run_workers
 from tests.unit.test_joint_pass import INDEPENDENT, joint_gradients, make_game, plain_gradients
@@ -99,6 +100,25 @@ def test_one_backward_serves_both_players(name: str, loss: str) -> None:
     for where, gradient in joint_gradients(game, real, latent).items():
         scale = expected[where].abs().max().item()
         torch.testing.assert_close(gradient, expected[where], rtol=1e-8, atol=1e-10 * scale + 1e-15, msg=where)
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_adam_in_one_kernel_steps_as_in_many_and_waits_for_nothing(amsgrad: bool) -> None:
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 300, device="cuda", dtype=torch.float64)) for _ in range(2)]
+    settings: dict[str, Any] = {"lr": 0.01, "betas": (0.5, 0.9), "amsgrad": amsgrad}
+    fused, unfused = (OptimisticAdam([w], **settings, fused=f) for w, f in zip(weights, (True, False), strict=True))
+    for step in range(20):
+        for weight in weights:
+            weight.grad = torch.cos(3 * weight.detach() + step)
+        unfused.step()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            fused.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-9, atol=1e-12)
+    unfused.load_state_dict(fused.state_dict())
+    assert unfused.state[weights[1]]["step"].item() == 20
 
 
 FORMS: dict[str, dict[str, Any]] = {

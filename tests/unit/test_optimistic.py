@@ -47,6 +47,11 @@ SETTINGS: dict[str, tuple[type[OptimisticOptimizer], dict[str, Any]]] = {
         {"weight_decay": 0.1, "decoupled_weight_decay": True, "amsgrad": True, "maximize": True, "betas": (0.5, 0.7)},
     ),
 }
+SETTINGS |= {
+    f"{name}_unfused": (cls, {**options, "fused": False})
+    for name, (cls, options) in SETTINGS.items()
+    if cls is OptimisticAdam
+}
 
 
 # --- the rule, written a second time, in NumPy -------------------------------------------------------------------
@@ -544,7 +549,7 @@ def test_states_saved_before_an_option_existed_load_with_the_option_off() -> Non
     optimizer = OptimisticAdam(params)
     train(optimizer, params, range(3))
     old = copy.deepcopy(optimizer.state_dict())
-    for name in ("amsgrad", "maximize", "foreach", "decoupled_weight_decay"):
+    for name in ("amsgrad", "maximize", "foreach", "decoupled_weight_decay", "fused"):
         del old["param_groups"][0][name]
     for state in old["state"].values():
         state["step"] = int(state["step"])
@@ -784,6 +789,33 @@ def test_weight_decay_acts_at_the_live_point() -> None:
         assert weight.abs().max() < 2
 
 
+@pytest.mark.parametrize("fused", [None, True, False])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_gradient_of_another_memory_layout_is_read_as_what_it_is(fused: bool | None, foreach: bool) -> None:
+    gradient = torch.arange(6.0).view(3, 2).t()  # stands in memory in another order than the weights
+    weights = [Parameter(torch.zeros(2, 3)) for _ in range(2)]
+    straight = OptimisticAdam(weights[:1], lr=0.1, eps=1.0, fused=False)
+    turned = OptimisticAdam(weights[1:], lr=0.1, eps=1.0, fused=fused, foreach=foreach)
+    weights[0].grad, weights[1].grad = gradient.contiguous(), gradient
+    assert weights[1].grad.stride() != weights[1].stride()
+    for _ in range(3):
+        straight.step()
+        turned.step()
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-6, atol=0)
+
+
+def test_the_kernel_counts_where_the_parameters_are() -> None:
+    """Nobody then waits for a device; "meta" stands for one here."""
+    weight = Parameter(torch.zeros(2, device="meta"))
+    optimizer = OptimisticAdam([weight], fused=True)
+    weight.grad = torch.zeros(2, device="meta")
+    optimizer.step()
+    assert optimizer.state[weight]["step"].device.type == "meta"
+    optimizer.state[weight]["step"] = torch.tensor(1.0)  # of a run without the kernel
+    optimizer.step()
+    assert optimizer.state[weight]["step"].device.type == "meta"
+
+
 @pytest.mark.parametrize("foreach", [None, True, False])
 def test_memory_layout_and_empty_parameters_are_kept(foreach: bool | None) -> None:
     image = Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))
@@ -822,6 +854,7 @@ def test_memory_layout_and_empty_parameters_are_kept(foreach: bool | None) -> No
         (OptimisticAdam, {"decoupled_weight_decay": 1}, TypeError, "decoupled_weight_decay must be True or False"),
         (OptimisticAdam, {"maximize": None}, TypeError, "maximize must be True or False, found None"),
         (OptimisticAdam, {"foreach": "auto"}, TypeError, "foreach must be True or False, found 'auto'"),
+        (OptimisticAdam, {"fused": 1}, TypeError, "fused must be True or False, found 1"),
     ],
 )
 def test_bad_settings_are_refused_by_name(cls: Any, options: Any, error: type[Exception], text: str) -> None:
