@@ -53,7 +53,7 @@ from shaped_network import ShapedNetwork
 from torch.optim.lr_scheduler import LinearLR
 
 from lightning_decgan import DecentralizedGossipStrategy, PowerGossip
-from lightning_decgan.callbacks import FidelityCallback, KeepMemory
+from lightning_decgan.callbacks import FidelityCallback
 from lightning_decgan.data import FashionMNISTDataModule
 from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, DecentralizedGANModule
 from lightning_decgan.metrics import Fidelity, train_classifier_features
@@ -269,7 +269,7 @@ def train(plan: Plan, form: Form, lr: float, seed: int) -> dict[str, Any]:
         val_check_interval=plan.steps // EVALUATIONS,
         num_sanity_val_steps=0,
         limit_val_batches=plan.validation_batches,
-        callbacks=[KeepMemory(), fidelity, recorder],
+        callbacks=[fidelity, recorder],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

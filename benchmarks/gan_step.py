@@ -4,8 +4,9 @@
     python benchmarks/gan_step.py --device cuda --precision bf16 --networks dcgan_64 --batch 256
 
 The same networks, loss and optimizers take the same number of steps in four ways, in turns, so that whatever else the
-machine does falls on all of them alike. Freed memory is kept for the next step, as `decgan train` does
-(`--give-memory-back`: it is not, as in a plain program; each step then pays for its pages, the joint one for the most):
+machine does falls on all of them alike. Freed memory is kept for the next step, as
+`DecentralizedGANModule` does (`--give-memory-back`: it is not, as with `keep_memory=False` and in a plain program; each
+step then pays for its pages, the joint one for the most):
 
 - **usual**: the loop of most tutorials. The discriminator's step on real images and on fakes, each its own batch; then
   the generator's, for which the fakes go through the discriminator again, whose unused gradients are made as well.
@@ -28,7 +29,6 @@ import torch
 from recording import RESULTS, command_line, machine_line, markdown_table, save_results
 from torch import Tensor, nn
 
-from lightning_decgan.callbacks import keep_freed_memory
 from lightning_decgan.gan import (
     DCGANDiscriminator,
     DCGANGenerator,
@@ -41,6 +41,7 @@ from lightning_decgan.gan import (
     get_loss,
     simultaneous_step,
 )
+from lightning_decgan.memory import keep_freed_memory
 from lightning_decgan.optim import OptimisticAdam
 
 # Presets for two cores, and two in the sizes of their papers.

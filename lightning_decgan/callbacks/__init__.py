@@ -6,7 +6,7 @@ from lightning_decgan.callbacks.class_histogram import ClassHistogram
 from lightning_decgan.callbacks.fault_injector import BadParameters, BadPayload, Delay, FaultInjector, Freeze, Kill
 from lightning_decgan.callbacks.fidelity import FidelityCallback, images_of
 from lightning_decgan.callbacks.gossip_monitor import GossipMonitor
-from lightning_decgan.callbacks.keep_memory import KeepMemory, keep_freed_memory
+from lightning_decgan.callbacks.keep_memory import KeepMemory
 from lightning_decgan.callbacks.own_random_numbers import OwnRandomNumbers
 from lightning_decgan.callbacks.run_summary import RunSummary
 from lightning_decgan.callbacks.sample_grid import SampleGrid, image_grid, save_png
@@ -30,7 +30,6 @@ __all__ = [
     "StopAfterBatches",
     "image_grid",
     "images_of",
-    "keep_freed_memory",
     "save_png",
     "training_batches",
 ]

@@ -41,6 +41,7 @@ from lightning_decgan.gan.losses import LossSpec, get_loss
 from lightning_decgan.gan.penalties import LazyPenalty, PenaltySpec, lazy_penalties
 from lightning_decgan.gan.sampling import Sampling, evaluating, seeded
 from lightning_decgan.gan.step import StepReport, alternating_step, extragradient_step, simultaneous_step
+from lightning_decgan.memory import keep_freed_memory
 from lightning_decgan.optim import OptimisticAdam, get_optimizer
 
 __all__ = ["DEFAULT_OPTIMIZER", "SCHEDULES", "DecentralizedGANModule"]
@@ -106,6 +107,9 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             data has some of the classes only never teaches its discriminator that all images of the others are fakes.
         joint: Run the discriminator over real and generated images in one batch, and take both players' gradients from
             one backward through it; right where it treats samples independently. None finds out at the first batch.
+        keep_memory: On a CPU, what a step has freed stays with the process for the next step, which is up to a quarter
+            faster (:func:`~lightning_decgan.memory.keep_freed_memory`). It applies to all of the process, from the
+            start of training on.
 
     Attributes:
         batches_seen: Training batches so far. Saved in checkpoints, so that turns go on where they stopped.
@@ -152,6 +156,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         terminate_on_nan: bool = True,
         generated_labels: str = "uniform",
         joint: bool | None = None,
+        keep_memory: bool = True,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -198,6 +203,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         self.relative = bool(getattr(self.loss, "relative", False))
         self.augment = get_augment(augment)
         self.batches_seen = 0
+        self.keep_memory = keep_memory
         self._joint, self.joint = joint, bool(joint)
         self._watch = LossWatch() if terminate_on_nan else None
         self._penalties = lazy_penalties(penalty, self.penalty_weight, self.penalty_every_steps)
@@ -213,7 +219,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             *plain,
             *("latent_dim", "penalty_weight", "penalty_every_steps", "generator_lr", "discriminator_lr", "ema_decay"),
             *("generator_every_steps", "discriminator_every_steps", "schedule", "ema_warmup", "joint"),
-            *("terminate_on_nan", "generated_labels"),
+            *("terminate_on_nan", "generated_labels", "keep_memory"),
             *("generator_clip_norm", "discriminator_clip_norm"),
         )
 
@@ -296,7 +302,9 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
 
     @override
     def on_train_start(self) -> None:
-        """Say so where a checkpoint has brought schedules of another length than was asked for."""
+        """Say so where a checkpoint has brought schedules of another length than was asked for; keep freed memory."""
+        if self.keep_memory and self.device.type == "cpu":
+            keep_freed_memory()
         if self._make_scheduler is not None:
             for scheduler, asked in zip(self._schedulers(), self._lengths, strict=True):
                 check_length(scheduler, asked)

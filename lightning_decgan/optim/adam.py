@@ -212,9 +212,7 @@ class OptimisticAdam(OptimisticOptimizer):
         return state["step"]
 
 
-def _fuses(
-    group: dict[str, Any], parameters: list[Tensor], gradients: TensorList, moments: list[list[Tensor]]
-) -> bool:
+def _fuses(group: dict[str, Any], parameters: list[Tensor], gradients: TensorList, moments: list[list[Tensor]]) -> bool:
     """Whether the kernel for everything at once is wanted and right: it takes tensors for runs of numbers."""
     if group["fused"] is None:
         wanted = all(p.device.type in _FUSED_DEVICES and is_plain(p) for p in parameters)

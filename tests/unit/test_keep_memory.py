@@ -7,18 +7,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_decgan.callbacks import KeepMemory, keep_memory
+from lightning_decgan import memory
+from lightning_decgan.callbacks import KeepMemory
+from lightning_decgan.callbacks import keep_memory as callback
+from lightning_decgan.gan import DecentralizedGANModule, module
+from lightning_decgan.gan.networks import DCGANDiscriminator, DCGANGenerator
 
 FAULTS = """
 import resource, sys, torch
-from lightning_decgan.callbacks import keep_freed_memory
+from lightning_decgan.memory import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def step():
     return [torch.ones(10 << 20) for _ in range(3)]  # 40 MiB each: glibc by itself keeps nothing above 32
-step()
-step()
+for _ in range(10):  # until the blocks have found their places
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     step()
@@ -45,18 +49,29 @@ def test_an_older_c_library_keeps_what_it_can(monkeypatch, most, kept):
 
     def mallopt(option, size):
         asked.append(option)
-        return int(option != keep_memory._M_MMAP_THRESHOLD or size <= most)
+        return int(option != memory._M_MMAP_THRESHOLD or size <= most)
 
-    monkeypatch.setattr(keep_memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
-    assert keep_memory.keep_freed_memory() == kept
-    assert keep_memory._M_TRIM_THRESHOLD in asked
-    monkeypatch.setattr(keep_memory.ctypes, "CDLL", lambda _: SimpleNamespace())
-    assert not keep_memory.keep_freed_memory(), "musl"
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert memory.keep_freed_memory.__wrapped__() == kept
+    assert memory._M_TRIM_THRESHOLD in asked
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace())
+    assert not memory.keep_freed_memory.__wrapped__(), "musl"
 
 
 @pytest.mark.parametrize(("device", "asked"), [("cpu", 1), ("meta", 0)])
-def test_the_callback_asks_once_and_on_the_cpu_only(monkeypatch, device, asked):
+def test_the_callback_asks_on_the_cpu_only(monkeypatch, device, asked):
     calls = []
-    monkeypatch.setattr(keep_memory, "_once", lambda: calls.append(1))
+    monkeypatch.setattr(callback, "keep_freed_memory", lambda: calls.append(1))
     KeepMemory().on_train_start(None, SimpleNamespace(device=torch.device(device)))
+    assert len(calls) == asked
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "asked"), [({}, "cpu", 1), ({"keep_memory": False}, "cpu", 0), ({}, "meta", 0)]
+)
+def test_a_gan_asks_by_itself_on_the_cpu_unless_told_not_to(monkeypatch, settings, device, asked):
+    calls = []
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: calls.append(1))
+    gan = DecentralizedGANModule(DCGANGenerator(image_size=8), DCGANDiscriminator(image_size=8), **settings)
+    gan.to(device).on_train_start()
     assert len(calls) == asked
