@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_decgan.optim.optimistic import OptimisticOptimizer, TensorList, checked_flag, checked_number, is_plain
+from lightning_decgan.optim.optimistic import (
+    Bundle,
+    OptimisticOptimizer,
+    TensorList,
+    checked_flag,
+    checked_number,
+    is_plain,
+)
 
 # Where torch has Adam's update as one kernel, and this package has run it.
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})
@@ -135,90 +142,81 @@ class OptimisticAdam(OptimisticOptimizer):
             checked_flag("fused", settings["fused"])
         return settings
 
-    def _updates(
-        self, group: dict[str, Any], parameters: list[Tensor], points: list[Tensor], gradients: TensorList
-    ) -> TensorList:
+    def _updates(self, group: dict[str, Any], bundle: Bundle) -> TensorList:
         names = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-        moments = [self._state_tensors(parameters, name) for name in names]
-        if _fuses(group, parameters, gradients, moments):
-            updates = self._fused(group, parameters, gradients, moments)
-        else:
-            updates = self._unfused(group, parameters, gradients, moments)
+        moments = [bundle.kept(name) for name in names]
+        in_one_kernel = _fuses(group, bundle, moments)
+        updates = (_fused_updates if in_one_kernel else _unfused_updates)(group, bundle, moments)
         if group["weight_decay"] and group["decoupled_weight_decay"]:
-            torch._foreach_add_(updates, points, alpha=float(group["lr"]) * group["weight_decay"])
+            torch._foreach_add_(updates, bundle.points, alpha=float(group["lr"]) * group["weight_decay"])
         return updates
 
-    def _fused(
-        self, group: dict[str, Any], parameters: list[Tensor], gradients: TensorList, moments: list[list[Tensor]]
-    ) -> TensorList:
-        beta1, beta2 = group["betas"]
-        # The kernel counts on the parameters' device, and nobody waits for it.
-        steps = [self._step(parameter, parameter.device) for parameter in parameters]
-        torch._foreach_add_(steps, 1)
-        # It subtracts its update from a parameter: from zero, and uphill, that is the update itself.
-        updates = [torch.empty_like(moment) for moment in moments[0]]
-        torch._foreach_zero_(updates)
-        torch._fused_adam_(
-            updates,
-            gradients,
-            moments[0],
-            moments[1],
-            moments[2] if group["amsgrad"] else [],
-            steps,
-            lr=-float(group["lr"]),
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            amsgrad=group["amsgrad"],
-            # What these would do has been done to the gradients.
-            weight_decay=0.0,
-            maximize=False,
-        )
-        return updates
 
-    def _unfused(
-        self, group: dict[str, Any], parameters: list[Tensor], gradients: TensorList, moments: list[list[Tensor]]
-    ) -> TensorList:
-        lr, (beta1, beta2) = float(group["lr"]), group["betas"]
-        steps = [self._count(parameter) for parameter in parameters]
-        first_moments, second_moments, *largest = moments
-        torch._foreach_lerp_(first_moments, gradients, 1 - beta1)
-        torch._foreach_mul_(second_moments, beta2)
-        torch._foreach_addcmul_(second_moments, gradients, gradients, 1 - beta2)
-        if largest:
-            (second_moments,) = largest
-            torch._foreach_maximum_(second_moments, moments[1])
+def _fuses(group: dict[str, Any], bundle: Bundle, moments: list[list[Tensor]]) -> bool:
+    """Whether the kernel for everything at once is wanted and right: it takes tensors for runs of numbers."""
+    if group["fused"] is None:
+        wanted = all(is_plain(parameter) for parameter in bundle.parameters)
+        wanted = wanted and bundle.parameters[0].device.type in _FUSED_DEVICES
+    else:
+        wanted = group["fused"]
+    strides = [tensor.stride() for tensor in bundle.gradients]
+    return wanted and all([tensor.stride() for tensor in moment] == strides for moment in moments)
 
-        denominators = torch._foreach_sqrt(second_moments)
-        torch._foreach_div_(denominators, [(1 - beta2**step) ** 0.5 for step in steps])
-        torch._foreach_add_(denominators, group["eps"])
-        updates = torch._foreach_div(first_moments, denominators)
-        torch._foreach_mul_(updates, [lr / (1 - beta1**step) for step in steps])
-        return updates
 
-    def _count(self, parameter: Tensor) -> float:
-        """Count one more step of a parameter and return the number of steps with this one."""
-        step = self._step(parameter, torch.device("cpu"))  # it is read in every step, which must not wait
-        step += 1
-        return float(step)
+def _fused_updates(group: dict[str, Any], bundle: Bundle, moments: list[list[Tensor]]) -> TensorList:
+    first_moments, second_moments, *largest = moments
+    beta1, beta2 = group["betas"]
+    # The kernel counts on the parameters' device, and nobody waits for it.
+    steps = _steps(bundle, bundle.parameters[0].device)
+    torch._foreach_add_(steps, 1)
+    # It takes what it computes from a parameter: from zero, with a negative learning rate, that is the update itself.
+    # Zeros out of moments: one call for all of them, and a moment that is not finite spoils the update anyway.
+    updates = torch._foreach_mul(first_moments, 0)
+    torch._fused_adam_(
+        updates,
+        bundle.gradients,
+        first_moments,
+        second_moments,
+        largest[0] if largest else [],
+        steps,
+        lr=-float(group["lr"]),
+        beta1=beta1,
+        beta2=beta2,
+        eps=group["eps"],
+        amsgrad=group["amsgrad"],
+        # What these two would do has been done to the gradients.
+        weight_decay=0.0,
+        maximize=False,
+    )
+    return updates
 
-    def _step(self, parameter: Tensor, device: torch.device) -> Tensor:
-        """The steps so far, as `torch.optim` keeps them: a float, never cast when state is loaded, on that device."""
-        state = self.state[parameter]
+
+def _unfused_updates(group: dict[str, Any], bundle: Bundle, moments: list[list[Tensor]]) -> TensorList:
+    first_moments, second_moments, *largest = moments
+    lr, (beta1, beta2) = float(group["lr"]), group["betas"]
+    counts = _steps(bundle, torch.device("cpu"))  # they are read here, which must not wait for a device
+    torch._foreach_add_(counts, 1)
+    steps = [float(count) for count in counts]
+    torch._foreach_lerp_(first_moments, bundle.gradients, 1 - beta1)
+    torch._foreach_mul_(second_moments, beta2)
+    torch._foreach_addcmul_(second_moments, bundle.gradients, bundle.gradients, 1 - beta2)
+    if largest:
+        torch._foreach_maximum_(largest[0], second_moments)
+        second_moments = largest[0]
+
+    denominators = torch._foreach_sqrt(second_moments)
+    torch._foreach_div_(denominators, [(1 - beta2**step) ** 0.5 for step in steps])
+    torch._foreach_add_(denominators, group["eps"])
+    updates = torch._foreach_div(first_moments, denominators)
+    torch._foreach_mul_(updates, [lr / (1 - beta1**step) for step in steps])
+    return updates
+
+
+def _steps(bundle: Bundle, device: torch.device) -> list[Tensor]:
+    """The steps of each parameter so far, as `torch.optim` keeps them: floats, never cast when state is loaded."""
+    for state in bundle.states:
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
         elif state["step"].device != device:
             state["step"] = state["step"].to(device)
-        return state["step"]
-
-
-def _fuses(group: dict[str, Any], parameters: list[Tensor], gradients: TensorList, moments: list[list[Tensor]]) -> bool:
-    """Whether the kernel for everything at once is wanted and right: it takes tensors for runs of numbers."""
-    if group["fused"] is None:
-        wanted = all(p.device.type in _FUSED_DEVICES and is_plain(p) for p in parameters)
-    else:
-        wanted = group["fused"]
-    return wanted and all(
-        gradient.stride() == first.stride() and all(other.stride() == first.stride() for other in others)
-        for gradient, first, *others in zip(gradients, *moments, strict=True)
-    )
+    return [state["step"] for state in bundle.states]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_decgan.optim.adam import OptimisticAdam
-from lightning_decgan.optim.optimistic import OptimisticOptimizer, TensorList
+from lightning_decgan.optim.optimistic import Bundle, OptimisticOptimizer, TensorList
 from lightning_decgan.optim.sgd import OptimisticSGD
 
 
@@ -79,8 +79,8 @@ class Extragradient(OptimisticOptimizer):
         """None: after a step the live parameters are the point where the method stands."""
         return None
 
-    def _move(self, parameters: list[Tensor], points: list[Tensor], updates: TensorList) -> None:
-        torch._foreach_sub_(points, updates)
+    def _move(self, bundle: Bundle, updates: TensorList) -> None:
+        torch._foreach_sub_(bundle.points, updates)
 
 
 class ExtraSGD(Extragradient, OptimisticSGD):

@@ -14,6 +14,7 @@ gradient, and never writes into one.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, ClassVar, TypeAlias, overload
 
@@ -25,6 +26,30 @@ TensorList: TypeAlias = list[Tensor] | tuple[Tensor, ...]
 
 # The devices on which one call over a list of tensors is one kernel. Elsewhere it is a loop that holds more memory.
 _FOREACH_DEVICES = frozenset({"cuda", "xpu"})
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Parameters that are moved together: all of one device and dtype, or a single one. Complex ones are seen as real.
+
+    Attributes:
+        parameters: As the user has them.
+        states: What the optimizer keeps of each; the dictionaries themselves.
+        points: Their live values `Z_k`; complex ones as real tensors with a last dimension of 2.
+        gradients: At those points and of their shapes. They may be the user's own: not to be written into.
+    """
+
+    parameters: list[Tensor]
+    states: list[dict[str, Any]]
+    points: TensorList
+    gradients: TensorList
+
+    def kept(self, name: str) -> list[Tensor]:
+        """The state tensors of a name, zeros where there are none yet; of the points' shapes."""
+        for parameter, state in zip(self.parameters, self.states, strict=True):
+            if state.get(name) is None:
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return _as_real([state[name] for state in self.states])
 
 
 class OptimisticOptimizer(Optimizer):
@@ -140,43 +165,35 @@ class OptimisticOptimizer(Optimizer):
             )
         self._refuse_sparse_gradients()
         for group in self.param_groups:
-            for parameters in _batches(group):
-                self._advance(group, parameters)
+            for parameters in _together(group):
+                states = [self.state[parameter] for parameter in parameters]
+                points, gradients = _as_real(parameters), _as_real(_gradients(parameters))
+                self._advance(group, Bundle(parameters, states, points, gradients))
         return loss
 
-    def _advance(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        """Move parameters of one group, device and dtype: the heart of this module."""
-        points = [_as_real(parameter) for parameter in parameters]
-        gradients: TensorList = [
-            _as_real(parameter.grad.resolve_conj()).to(point.dtype)
-            for parameter, point in zip(parameters, points, strict=True)
-            if parameter.grad is not None
-        ]
+    def _advance(self, group: dict[str, Any], bundle: Bundle) -> None:
+        """Move a bundle of parameters: the heart of this module."""
         if group["maximize"]:
-            gradients = torch._foreach_neg(gradients)
+            bundle = replace(bundle, gradients=torch._foreach_neg(bundle.gradients))
         if group["weight_decay"] and not group.get("decoupled_weight_decay", False):
-            gradients = torch._foreach_add(gradients, points, alpha=group["weight_decay"])
-        self._move(parameters, points, self._updates(group, parameters, points, gradients))
+            decayed = torch._foreach_add(bundle.gradients, bundle.points, alpha=group["weight_decay"])
+            bundle = replace(bundle, gradients=decayed)
+        self._move(bundle, self._updates(group, bundle))
 
-    def _move(self, parameters: list[Tensor], points: list[Tensor], updates: TensorList) -> None:
+    def _move(self, bundle: Bundle, updates: TensorList) -> None:
         """Move the live points, given what the base method wants: `Z += u_{k-1} - 2 u_k`."""
-        previous = self._state_tensors(parameters, "previous_update")
+        previous = bundle.kept("previous_update")
         # The small numbers meet first, so that the parameter is rounded once a step.
         torch._foreach_sub_(previous, updates, alpha=2)
-        torch._foreach_add_(points, previous)
+        torch._foreach_add_(bundle.points, previous)
         torch._foreach_copy_(previous, updates)
 
-    def _updates(
-        self, group: dict[str, Any], parameters: list[Tensor], points: list[Tensor], gradients: TensorList
-    ) -> TensorList:
+    def _updates(self, group: dict[str, Any], bundle: Bundle) -> TensorList:
         """The updates `u_k` that the base method wants, as new tensors; its own state advances by one step.
 
         Args:
             group: The settings.
-            parameters: The keys of the state, all of one device and dtype.
-            points: Their live values `Z_k`; complex ones as real tensors with a last dimension of 2.
-            gradients: At those points and of their shapes, turned round for `maximize`, with L2 weight decay in them.
-                They may be the user's own: not to be written into.
+            bundle: The parameters; their gradients turned round for `maximize`, with L2 weight decay in them.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what its update is")
 
@@ -189,16 +206,6 @@ class OptimisticOptimizer(Optimizer):
             "maximize": checked_flag("maximize", settings["maximize"]),
             "foreach": None if settings["foreach"] is None else checked_flag("foreach", settings["foreach"]),
         }
-
-    def _state_tensors(self, parameters: list[Tensor], name: str) -> list[Tensor]:
-        """One state tensor for each parameter, zeros where there is none yet; complex ones seen as real."""
-        tensors = []
-        for parameter in parameters:
-            state = self.state[parameter]
-            if state.get(name) is None:
-                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            tensors.append(_as_real(state[name]))
-        return tensors
 
     def _refuse_sparse_gradients(self) -> None:
         for number, group in enumerate(self.param_groups):
@@ -260,11 +267,21 @@ def _checked_lr(lr: object) -> float | Tensor:
     return lr  # kept as it is: schedulers, and whoever else holds it, write into it
 
 
-def _as_real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+def _as_real(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors of one dtype, complex ones as pairs of real numbers."""
+    return [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors] if tensors[0].is_complex() else tensors
 
 
-def _batches(group: dict[str, Any]) -> Iterator[list[Tensor]]:
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    """The gradients of parameters of one dtype, which all have one, in that dtype."""
+    return [
+        parameter.grad if parameter.grad.dtype == parameter.dtype else parameter.grad.to(parameter.dtype)
+        for parameter in parameters
+        if parameter.grad is not None
+    ]
+
+
+def _together(group: dict[str, Any]) -> Iterator[list[Tensor]]:
     """The parameters with gradients that are moved together: all of one device and dtype, or one at a time.
 
     The loop over single parameters is the same code on lists of one, so both ways give the same bits.
@@ -276,7 +293,7 @@ def _batches(group: dict[str, Any]) -> Iterator[list[Tensor]]:
     if not foreach:
         yield from ([parameter] for parameter in parameters)
         return
-    batches: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for parameter in parameters:
-        batches.setdefault((parameter.device, parameter.dtype), []).append(parameter)
-    yield from batches.values()
+        alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
+    yield from alike.values()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_decgan.optim.optimistic import OptimisticOptimizer, TensorList, checked_flag, checked_number
+from lightning_decgan.optim.optimistic import Bundle, OptimisticOptimizer, TensorList, checked_flag, checked_number
 
 
 class OptimisticSGD(OptimisticOptimizer):
@@ -103,14 +103,12 @@ class OptimisticSGD(OptimisticOptimizer):
             )
         return settings
 
-    def _updates(
-        self, group: dict[str, Any], parameters: list[Tensor], points: list[Tensor], gradients: TensorList
-    ) -> TensorList:
-        lr, momentum = float(group["lr"]), group["momentum"]
+    def _updates(self, group: dict[str, Any], bundle: Bundle) -> TensorList:
+        lr, momentum, gradients = float(group["lr"]), group["momentum"], bundle.gradients
         if momentum == 0:
             return torch._foreach_mul(gradients, lr)
-        first = [self.state[parameter].get("momentum_buffer") is None for parameter in parameters]
-        buffers = self._state_tensors(parameters, "momentum_buffer")
+        first = [state.get("momentum_buffer") is None for state in bundle.states]
+        buffers = bundle.kept("momentum_buffer")
         torch._foreach_mul_(buffers, momentum)
         incoming = gradients
         if group["dampening"] != 0:
