@@ -61,8 +61,7 @@ class OptimisticAdam(OptimisticOptimizer):
         foreach: Update parameters by lists (more memory, fewer kernels), one by one (False), or by lists where that is
             faster (None: on CUDA and XPU). The results are the same bit for bit.
         fused: Compute the update in one kernel that passes over memory once, or in one for each operation (False); None
-            is the first on CPUs and CUDA. They differ by rounding. Where a gradient and the moments lie differently in
-            memory, as a gradient that was set by hand can, the one kernel does not apply and the others are used.
+            is the first on CPUs and CUDA. They differ by rounding.
         maximize: Ascend instead of descend. Weight decay still shrinks.
         decoupled_weight_decay: Weight decay as in AdamW instead of L2.
 
@@ -91,7 +90,7 @@ class OptimisticAdam(OptimisticOptimizer):
     _absent: ClassVar[dict[str, Any]] = {
         **OptimisticOptimizer._absent,
         "amsgrad": False,
-        "fused": None,
+        "fused": False,
         "decoupled_weight_decay": False,
     }
 
@@ -126,7 +125,7 @@ class OptimisticAdam(OptimisticOptimizer):
         super().__setstate__(state)
         for parameter_state in self.state.values():
             if "step" in parameter_state and not isinstance(parameter_state["step"], Tensor):
-                parameter_state["step"] = torch.tensor(float(parameter_state["step"]))
+                parameter_state["step"] = torch.tensor(float(parameter_state["step"]), dtype=torch.float32)
 
     def _checked(self, settings: dict[str, Any]) -> dict[str, Any]:
         settings = super()._checked(settings)
@@ -153,19 +152,25 @@ class OptimisticAdam(OptimisticOptimizer):
 
 
 def _fuses(group: dict[str, Any], bundle: Bundle, moments: list[list[Tensor]]) -> bool:
-    """Whether the kernel for everything at once is wanted and right: it takes tensors for runs of numbers."""
+    """Whether the kernel for everything at once is wanted, and right for moments that came from elsewhere.
+
+    It takes tensors for runs of numbers, so the moments of a parameter have to lie alike in memory.
+    """
     if group["fused"] is None:
         wanted = all(is_plain(parameter) for parameter in bundle.parameters)
         wanted = wanted and bundle.parameters[0].device.type in _FUSED_DEVICES
     else:
         wanted = group["fused"]
-    strides = [tensor.stride() for tensor in bundle.gradients]
-    return wanted and all([tensor.stride() for tensor in moment] == strides for moment in moments)
+    return wanted and all(len({moment.stride() for moment in its}) == 1 for its in zip(*moments, strict=True))
 
 
 def _fused_updates(group: dict[str, Any], bundle: Bundle, moments: list[list[Tensor]]) -> TensorList:
     first_moments, second_moments, *largest = moments
     beta1, beta2 = group["betas"]
+    gradients = [
+        gradient if gradient.stride() == moment.stride() else torch.empty_like(moment).copy_(gradient)
+        for gradient, moment in zip(bundle.gradients, first_moments, strict=True)
+    ]
     # The kernel counts on the parameters' device, and nobody waits for it.
     steps = _steps(bundle, bundle.parameters[0].device)
     torch._foreach_add_(steps, 1)
@@ -174,7 +179,7 @@ def _fused_updates(group: dict[str, Any], bundle: Bundle, moments: list[list[Ten
     updates = torch._foreach_mul(first_moments, 0)
     torch._fused_adam_(
         updates,
-        bundle.gradients,
+        gradients,
         first_moments,
         second_moments,
         largest[0] if largest else [],
@@ -217,6 +222,6 @@ def _steps(bundle: Bundle, device: torch.device) -> list[Tensor]:
     for state in bundle.states:
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        elif state["step"].device != device:
-            state["step"] = state["step"].to(device)
+        elif state["step"].device != device or state["step"].dtype != torch.float32:
+            state["step"] = state["step"].to(device, torch.float32)
     return [state["step"] for state in bundle.states]

@@ -88,6 +88,8 @@ class OptimisticOptimizer(Optimizer):
         for group in self.param_groups:
             for name, value in self._absent.items():
                 group.setdefault(name, value)
+        for name, value in self._absent.items():
+            self.defaults.setdefault(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with settings of their own, which are checked like the constructor's.
@@ -269,15 +271,15 @@ def _checked_lr(lr: object) -> float | Tensor:
 
 def _as_real(tensors: list[Tensor]) -> list[Tensor]:
     """Tensors of one dtype, complex ones as pairs of real numbers."""
-    return [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors] if tensors[0].is_complex() else tensors
+    return [torch.view_as_real(tensor) for tensor in tensors] if tensors[0].is_complex() else tensors
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    """The gradients of parameters of one dtype, which all have one, in that dtype."""
+    """The gradients of parameters of one dtype, which all have one, in that dtype; no views that turn a sign round."""
+    gradients = [p.grad.resolve_conj().resolve_neg() for p in parameters if p.grad is not None]
     return [
-        parameter.grad if parameter.grad.dtype == parameter.dtype else parameter.grad.to(parameter.dtype)
-        for parameter in parameters
-        if parameter.grad is not None
+        gradient if gradient.dtype == parameters[0].dtype else gradient.to(parameters[0].dtype)
+        for gradient in gradients
     ]
 
 

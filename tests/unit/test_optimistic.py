@@ -556,7 +556,7 @@ def test_states_saved_before_an_option_existed_load_with_the_option_off() -> Non
     loaded = OptimisticAdam(parameters(), maximize=True)
     loaded.load_state_dict(old)
     group = loaded.param_groups[0]
-    assert (group["amsgrad"], group["maximize"], group["decoupled_weight_decay"]) == (False, False, False)
+    assert not any(group[name] for name in ("amsgrad", "maximize", "decoupled_weight_decay", "fused"))
     steps = [state["step"] for state in loaded.state.values()]
     assert all(isinstance(step, Tensor) and step.dtype == torch.float32 and step == 3 for step in steps)
     train(loaded, loaded.param_groups[0]["params"], range(3, 4))
@@ -744,6 +744,29 @@ def test_a_conjugated_gradient_is_understood() -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_gradient_whose_sign_autograd_turns_round_later_is_understood(make: Any, foreach: bool) -> None:
+    x, y, plain = (Parameter(torch.ones(())) for _ in range(3))
+    optimizer, other = make([x, y], foreach=foreach), make([plain])
+    (torch.complex(x, y).conj() ** 2).real.backward()
+    assert y.grad is not None
+    assert y.grad.is_neg()
+    plain.grad = y.grad.resolve_neg()
+    optimizer.step()
+    other.step()
+    assert torch.equal(y, plain)
+    assert y != 1
+
+
+@BOTH
+def test_a_parameter_that_is_only_a_view_is_not_silently_left_as_it_is(make: Any) -> None:
+    weight = Parameter(torch.ones(2, dtype=torch.complex64).conj())
+    weight.grad = torch.ones(2, dtype=torch.complex64)
+    with pytest.raises(RuntimeError, match="conj"):
+        make([weight]).step()
+
+
+@BOTH
 def test_a_sparse_gradient_is_refused_by_name_before_anything_moves(make: Any) -> None:
     dense, table = Parameter(torch.ones(2)), Parameter(torch.ones(4, 2))
     dense.grad = torch.ones(2)
@@ -802,6 +825,38 @@ def test_a_gradient_of_another_memory_layout_is_read_as_what_it_is(fused: bool |
         straight.step()
         turned.step()
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-6, atol=0)
+
+
+def test_one_gradient_of_another_layout_changes_nothing_for_the_others() -> None:
+    convolution = torch.nn.Conv2d(4, 4, 3, groups=4)
+    runs = []
+    for foreach in (False, True):
+        network = torch.nn.Sequential(copy.deepcopy(convolution), torch.nn.Conv2d(4, 1, 1))
+        torch.nn.init.ones_(network[1].weight)
+        torch.nn.init.zeros_(network[1].bias)
+        optimizer = OptimisticAdam(network.parameters(), foreach=foreach)
+        images = torch.linspace(-1, 1, 400).view(1, 4, 10, 10).to(memory_format=torch.channels_last)
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(images).square().sum().backward()
+            optimizer.step()
+        assert network[0].weight.grad.stride() != network[0].weight.stride()
+        runs.append([parameter.detach() for parameter in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("step", [2, torch.tensor(2.0, dtype=torch.float64)])
+def test_the_count_is_single_precision_wherever_it_comes_from(step: Any) -> None:
+    """The kernel on a GPU reads its bits as such."""
+    params = parameters()
+    optimizer = OptimisticAdam(params)
+    train(optimizer, params, range(2))
+    saved = optimizer.state_dict()
+    for state in saved["state"].values():
+        state["step"] = step
+    optimizer.load_state_dict(saved)
+    train(optimizer, params, range(2, 3))
+    assert all(state["step"].dtype == torch.float32 and state["step"] == 3 for state in optimizer.state.values())
 
 
 def test_the_kernel_counts_where_the_parameters_are() -> None:
