@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("outputs/04_two_nodes"))
     arguments = parser.parse_args()
+    if "LOCAL_WORLD_SIZE" not in os.environ:
+        parser.error("torchrun has to start this program, which sets LOCAL_WORLD_SIZE; see examples/04_two_nodes.sh")
     seed_everything(1)
     gan = DecentralizedGANModule(
         DCGANGenerator(image_size=8, width=16), DCGANDiscriminator(image_size=8, width=16), penalty="r1",
