@@ -167,6 +167,11 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             latent_dim = int(generator.latent_dim)  # type: ignore[arg-type]
         self.num_classes = number_of_classes(generator, discriminator)
         make_optimizer = get_optimizer(optimizer)
+        if "lr" in getattr(make_optimizer, "keywords", {}):  # of a functools.partial: the call would override it
+            raise ValueError(
+                "optimizer must leave the learning rate to generator_lr and discriminator_lr, found one with"
+                f" lr={make_optimizer.keywords['lr']!r}"  # type: ignore[attr-defined]
+            )
         if lr_scheduler is not None and not callable(lr_scheduler):
             raise TypeError(f"lr_scheduler must be a callable of an optimizer, found {type(lr_scheduler).__name__}")
         if schedule not in SCHEDULES:

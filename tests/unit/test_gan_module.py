@@ -836,3 +836,14 @@ def test_factories_that_make_something_else_are_named():
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
     with pytest.raises(TypeError, match="steps without a metric, found ReduceLROnPlateau"):
         make(lr_scheduler=plateau).configure_optimizers()
+
+
+def test_an_optimizer_that_brings_a_rate_which_would_have_no_effect_is_refused():
+    with pytest.raises(
+        ValueError, match=r"optimizer must leave the learning rate to generator_lr .* found one with lr=-1"
+    ):
+        DecentralizedGANModule(
+            DCGANGenerator(image_size=8),
+            DCGANDiscriminator(image_size=8),
+            optimizer=functools.partial(torch.optim.Adam, lr=-1),
+        )
