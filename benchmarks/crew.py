@@ -10,7 +10,6 @@ import logging
 import os
 import queue
 import signal
-import socket
 import sys
 import time
 import warnings
@@ -21,6 +20,8 @@ from typing import Any, TypeAlias
 import torch
 import torch.multiprocessing as mp
 from shaped_network import ShapedNetwork
+
+from lightning_decgan.strategy.compat import unused_port
 
 __all__ = ["Place", "Train", "end_with_parent", "go_through", "quiet_lightning", "worker_environment"]
 
@@ -53,9 +54,7 @@ class Place:
         if network is not None:
             nodes = tuple(network.namespace(node) for node in range(workers))
             return cls(_PORT_IN_A_NAMESPACE, network.address(0), nodes, network.interface)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return cls(probe.getsockname()[1])
+        return cls(unused_port())
 
     def enter(self, worker: int) -> None:
         """Move this process, which must not have started threads yet, to its node."""

@@ -11,7 +11,6 @@ import os
 import queue
 import random
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -43,6 +42,7 @@ from lightning_decgan.gossip import (
     connect_edges,
 )
 from lightning_decgan.gossip.meeting import meet
+from lightning_decgan.strategy.compat import unused_port
 from lightning_decgan.topology import GraphTopology
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -60,9 +60,7 @@ def ring_with_chords() -> nx.Graph:
 def run(function: Callable[..., Any], *args: Any, workers: int = WORKERS, seconds: float = 180.0) -> dict[int, Any]:
     """`function(*args)` in N processes with the environment of torchrun; returns the survivors' answers by worker."""
     results = _CONTEXT.Queue()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     processes = [
         _CONTEXT.Process(target=_main, args=(results, worker, workers, port, function, args))
         for worker in range(workers)

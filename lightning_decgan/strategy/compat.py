@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["choose_main_port", "deal_validation_anew", "disarm_world_broadcasts", "loopback_store"]
+__all__ = ["choose_main_port", "deal_validation_anew", "disarm_world_broadcasts", "loopback_store", "unused_port"]
 
 # Below the ephemeral ports of Linux (32768 and up) and above the usual servers.
 _SERVER_PORTS = range(20_000, 32_000)
@@ -86,11 +86,23 @@ def choose_main_port(environment: ClusterEnvironment) -> None:
         and environment._main_port == -1
         and "MASTER_PORT" not in os.environ
     ):
-        for port in random.SystemRandom().sample(_SERVER_PORTS, 50):
-            with socket.socket() as probe, contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                environment._main_port = port
-                return
+        environment._main_port = unused_port()
+
+
+def unused_port() -> int:
+    """A TCP port on which nothing listens and which the system gives to no outgoing connection; chosen at random.
+
+    Raises:
+        OSError: fifty were tried and all were in use.
+    """
+    for port in random.SystemRandom().sample(_SERVER_PORTS, 50):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(
+        f"50 ports between {_SERVER_PORTS.start} and {_SERVER_PORTS.stop - 1} were tried and all are in use; set"
+        " MASTER_PORT to a free one"
+    )
 
 
 def loopback_store(port: int, workers: int, rank: int, timeout: timedelta) -> dist.TCPStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["lightning.pytorch", "lightning_decgan.strategy.gossip_strategy", "lightning_decgan.gan"]
 )
+_held_ports: collections.deque[socket.socket] = collections.deque()
 
 
 class WorkerFailed(AssertionError):
@@ -27,9 +29,18 @@ class WorkerFailed(AssertionError):
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 that stays free until somebody listens there.
+
+    Seconds pass until the first worker does, and other tests run beside. The port is therefore kept bound: only who
+    sets SO_REUSEADDR, as every server does, can bind it too, and the system gives it to no connection (Linux).
+    """
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _held_ports.append(holder)
+    if len(_held_ports) > 32:
+        _held_ports.popleft().close()
+    return int(holder.getsockname()[1])
 
 
 def start_workers(workers: int, function: Callable[..., Any], *args: Any) -> tuple[list, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import random
 import signal
 import socket
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -14,7 +16,13 @@ from lightning.pytorch.loops import training_epoch_loop
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_decgan.strategy.compat import deal_validation_anew, disarm_world_broadcasts, loopback_store
+from lightning_decgan.strategy.compat import (
+    deal_validation_anew,
+    disarm_world_broadcasts,
+    loopback_store,
+    unused_port,
+)
+from tests.distributed.workers import free_port
 
 
 def _trainer() -> Trainer:
@@ -83,14 +91,8 @@ def test_a_lightning_without_them_is_refused_by_name(monkeypatch: pytest.MonkeyP
         disarm_world_broadcasts(trainer)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_the_stores_rendezvous_listens_on_loopback_alone() -> None:
-    port = _free_port()
+    port = free_port()
     store = loopback_store(port, 2, 0, timedelta(seconds=10))
     other = loopback_store(port, 2, 1, timedelta(seconds=10))
     other.set("key", "value")
@@ -99,3 +101,15 @@ def test_the_stores_rendezvous_listens_on_loopback_alone() -> None:
         lines = [line.split() for line in (*v4.readlines(), *v6.readlines())]
     listening = [line[1] for line in lines if len(line) > 3 and line[3] == "0A" and line[1].endswith(f":{port:04X}")]
     assert listening == [f"0100007F:{port:04X}"]
+
+
+def test_an_unused_port_is_one_that_no_connection_takes_and_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowest, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert 1024 < unused_port() < lowest
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        in_use, held, other = server.getsockname()[1], free_port(), unused_port()
+        monkeypatch.setattr(random.SystemRandom, "sample", lambda *_: [in_use, held, other])
+        assert unused_port() == other
+        monkeypatch.setattr(random.SystemRandom, "sample", lambda *_: [in_use, held])
+        with pytest.raises(OSError, match="between 20000 and 31999 were tried and all are in use; set MASTER_PORT"):
+            unused_port()
