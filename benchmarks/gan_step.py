@@ -13,6 +13,10 @@ step then pays for its pages, the joint one for the most):
 - **alternating**: the same order without those gradients (`alternating_step`).
 - **simultaneous, cut**: both gradients at one point, the graph cut at the fakes.
 - **simultaneous, joint**: one forward and one backward of the discriminator for both players.
+
+Beside the time stands what a step asks for, whatever else the machine does: the operations, one or a few kernels each,
+which decide where the networks are so small that a device waits for its orders, and the arithmetic, which decides where
+they are large. In brackets: how many times as much the usual step asks for.
 """
 
 from __future__ import annotations
@@ -22,12 +26,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from recording import RESULTS, command_line, machine_line, markdown_table, save_results
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from lightning_decgan.gan import (
     DCGANDiscriminator,
@@ -153,17 +161,71 @@ def measure(network: str, arguments: argparse.Namespace) -> dict[str, list[float
     return rates
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What one step asks for.
+
+    Attributes:
+        operations: of torch that compute; views and allocations do not.
+        flops: floating-point operations of convolutions and matrix products.
+    """
+
+    operations: int
+    flops: int
+
+
+class _Counter(TorchDispatchMode):
+    """Both counts. `FlopCounterMode`, which has the second, cannot stand `torch.autograd.grad`."""
+
+    operations = 0
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten" and not func.is_view and name != "detach" and not name.startswith("empty"):
+            self.operations += 1
+        if formula := flop_registry.get(func.overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=found)
+        return found
+
+
+def count(network: str, arguments: argparse.Namespace) -> dict[str, Demand]:
+    """What a step of every form asks for, once the optimizers have their states.
+
+    These take all weights in one operation, as they do by default on a GPU, where operations count.
+    """
+    demands: dict[str, Demand] = {}
+    for form, (joint, step) in FORMS.items():
+        game = Step(network, arguments, joint)
+        for group in (group for optimizer in game.optimizers for group in optimizer.param_groups):
+            group["foreach"] = True
+        step(game)
+        with _Counter() as counter:
+            step(game)
+        demands[form] = Demand(counter.operations, counter.flops)
+    return demands
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def row(network: str, form: str, rates: dict[str, list[float]]) -> list[str]:
-    """A line of the table; the ratio is the median over blocks of the ratio within a block."""
+def row(network: str, form: str, rates: dict[str, list[float]], demands: dict[str, Demand]) -> list[str]:
+    """A line of the table; the ratio is the median over blocks of the ratio within a block.
+
+    Behind what it asks for stands the usual step's over its own: the ratio there would be if that alone took time.
+    """
     ratios = [mine / usual for mine, usual in zip(rates[form], rates[USUAL], strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4)
-    return [network, form, f"{statistics.median(rates[form]):.1f}", f"{median:.2f}", f"{low:.2f} - {high:.2f}"]
+    mine, usual = demands[form], demands[USUAL]
+    return [
+        network, form, f"{statistics.median(rates[form]):.1f}", f"{median:.2f}", f"{low:.2f} - {high:.2f}",
+        f"{mine.operations} ({usual.operations / mine.operations:.2f})",
+        f"{mine.flops / 1e9:.1f} ({usual.flops / mine.flops:.2f})",
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -185,8 +247,10 @@ def main() -> None:
         parser.error(f"--blocks must be at least 2, for quartiles, --steps and --batch at least 1, found {found}")
     kept = not arguments.give_memory_back and keep_freed_memory()
     results = {network: measure(network, arguments) for network in arguments.networks}
-    rows = [row(network, form, rates) for network, rates in results.items() for form in FORMS]
-    table = markdown_table(["networks", "step", "images/s", "to usual", "quartiles"], rows)
+    demands = {network: count(network, arguments) for network in arguments.networks}
+    rows = [row(network, form, rates, demands[network]) for network, rates in results.items() for form in FORMS]
+    columns = ["networks", "step", "images/s", "to usual", "quartiles", "operations", "GFLOP"]
+    table = markdown_table(columns, rows)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"} | {"memory_kept": kept}
     path = save_results(arguments.name, settings, results, arguments.output)
     how = f"{arguments.loss} loss, {arguments.batch} images, precision {arguments.precision}, {arguments.device}"
