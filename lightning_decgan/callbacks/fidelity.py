@@ -9,12 +9,13 @@ the network whose features they compare, and are never called FID.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_decgan.callbacks.batches import training_batches
 from lightning_decgan.callbacks.sample_grid import Sampler, check_sampler, draw, undisturbed
@@ -81,7 +82,8 @@ class FidelityCallback(Callback):
     Raises:
         TypeError: if `features` is no module, a number no integer, or training starts with a module that has no
             `sample`.
-        ValueError: if a number is out of its range.
+        ValueError: if a number is out of its range, or training starts with fewer validation images than a score
+            needs.
 
     Example:
         >>> from lightning_decgan.data import DigitsDataModule
@@ -145,6 +147,29 @@ class FidelityCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that there is something to draw from."""
         check_sampler("FidelityCallback", pl_module, self.sample)
+
+    def check_real_images(self, count: int) -> None:
+        """Refuses fewer validation images than the scores need: asked before training, which would be lost otherwise.
+
+        Args:
+            count: of all workers together.
+
+        Raises:
+            ValueError: if they are too few.
+        """
+        needed = self.fidelity.settings.kernel_subset_size
+        if count < needed:
+            raise ValueError(
+                f"kernel_subset_size={needed} needs at least that many validation images, found {count}; "
+                f"valid would be kernel_subset_size={count} or less, or more images held back for validation"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts the validation images, where their loader tells: the first validation may be hours away."""
+        loaders = tree_leaves(trainer.val_dataloaders)
+        images = getattr(loaders[0], "dataset", None) if loaders and not self._knows_real else None
+        if isinstance(images, Sized):
+            self.check_real_images(len(images))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the last measurement's images."""

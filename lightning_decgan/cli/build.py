@@ -18,7 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_decgan.cli.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from collections.abc import Sequence
+
+    from lightning.pytorch import Callback, Trainer
     from torch.nn import Module
 
 
@@ -76,7 +78,40 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
             "strategy must start its workers with start_method=spawn or fork, found one that runs this command again, "
             "which would begin another run in another folder"
         )
+    check_amount(config, trainer.num_devices * trainer.num_nodes, callbacks)
     return trainer, model, datamodule
+
+
+def check_amount(config: DictConfig, workers: int, callbacks: Sequence[Callback]) -> None:
+    """Compares how many images there are with what the workers' batches and the scores need.
+
+    A copy of the data reads it, so that what travels to the workers stays as small as it was.
+
+    Args:
+        config: the whole configuration.
+        workers: that there will be.
+        callbacks: of the run.
+
+    Raises:
+        UsageError: if there are too few; it names the settings.
+    """
+    from lightning_decgan.callbacks import FidelityCallback
+    from lightning_decgan.data import ImageDataModule
+
+    data = make(config, "data")
+    if not isinstance(data, ImageDataModule) or getattr(data, "download", False):  # yet to be fetched
+        return
+    try:
+        data.setup("fit")
+        data.check_workers(workers)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"data: {one_line(error)}") from error
+    for name, callback in zip((name for name, entry in config.callbacks.items() if entry), callbacks, strict=False):
+        if isinstance(callback, FidelityCallback):
+            try:
+                callback.check_real_images(len(data.val_dataset))
+            except ValueError as error:
+                raise UsageError(f"callbacks.{name}: {one_line(error)} (data.validation_fraction)") from error
 
 
 def check_weights(model: Module, path: str) -> None:

@@ -9,6 +9,7 @@ checkpoint's shards.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib import metadata
@@ -270,6 +271,8 @@ def _print_table(result: dict[str, Any]) -> None:
     if "memorization" in result:
         lines.append(_memorization_line(result["memorization"]))
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 200  # of a file or a pipe nobody knows the width, and cut names could not be searched for
     console.print(table)
     for line in lines:
         # below the table and not in it, where a path would be broken to the table's width

@@ -197,6 +197,28 @@ class ImageDataModule(LightningDataModule, ABC):
             return [np.arange(len(self._train_indices))] * workers
         return make_shards(self.partition, self.train_labels.numpy(), workers, self.partition_seed, self.alpha)
 
+    def check_workers(self, workers: int) -> None:
+        """Refuse more workers than the training images suffice for, after :meth:`setup` and before any is started.
+
+        Args:
+            workers: N.
+
+        Raises:
+            ValueError: If the training images do not fill one batch on every worker, or cannot be dealt out.
+        """
+        self._dealt(workers)
+
+    def _dealt(self, workers: int) -> list[npt.NDArray[np.int64]]:
+        count = len(self._train_indices)
+        if count < self.batch_size * workers:
+            largest = count // workers
+            advice = f"at most batch_size={largest}" if largest else f"at most {count} workers"
+            raise ValueError(
+                f"batch_size={self.batch_size} on {workers} worker(s) needs at least {self.batch_size * workers} "
+                f"training images, found {count} in {self.name!r}; valid would be {advice}"
+            )
+        return self.shards(workers)
+
     def class_histograms(self, workers: int) -> list[list[int]]:
         """How many images of each class each of N workers trains on; see :meth:`shards`.
 
@@ -254,16 +276,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         dataset = self.train_dataset
         worker, workers = self._worker_of_workers()
-        if len(dataset) < self.batch_size * workers:
-            largest = len(dataset) // workers
-            advice = f"at most batch_size={largest}" if largest else f"at most {len(dataset)} workers"
-            raise ValueError(
-                f"batch_size={self.batch_size} on {workers} worker(s) needs at least {self.batch_size * workers} "
-                f"training images, found {len(dataset)} in {self.name!r}; valid would be {advice}"
-            )
+        shards = self._dealt(workers)
         if self.partition == "iid":
             return self._loader(dataset, train=True)
-        shards = self.shards(workers)
         if len(shards[worker]) < self.batch_size:
             warnings.warn(
                 f"partition={self.partition!r} gives worker {worker} {len(shards[worker])} training image(s), fewer "

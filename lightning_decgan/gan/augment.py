@@ -7,7 +7,7 @@ global random state; nothing here mixes samples, so the discriminator still trea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -16,43 +16,49 @@ from torch import Tensor
 
 __all__ = ["AUGMENTATIONS", "AugmentSpec", "DiffAugment", "get_augment"]
 
-AugmentSpec: TypeAlias = str | Callable[[Tensor], Tensor] | None
+AugmentSpec: TypeAlias = str | Sequence[str] | Callable[[Tensor], Tensor] | None
 
 _SHIFT = 1 / 8
 _CUT = 1 / 2
 
 
 def brightness(images: Tensor) -> Tensor:
-    """Add a number from U[-1/2, 1/2] to each image."""
+    """``x_i + u_i``, ``u_i ~ U[-1/2, 1/2]``: a number added to each image (Zhao et al. 2020)."""
     return images + _uniform(images, -0.5, 0.5)
 
 
 def saturation(images: Tensor) -> Tensor:
-    """Multiply each pixel's distance to grey, the mean over its channels, by a number from U[0, 2] an image."""
+    """``m + u_i (x_i - m)``, ``u_i ~ U[0, 2]``, with ``m`` each pixel's mean over its channels (Zhao et al. 2020)."""
     grey = images.mean(1, keepdim=True)
     return grey + (images - grey) * _uniform(images, 0.0, 2.0)
 
 
 def contrast(images: Tensor) -> Tensor:
-    """Multiply each image's distance to its own mean by a number from U[1/2, 3/2]."""
+    """``m_i + u_i (x_i - m_i)``, ``u_i ~ U[1/2, 3/2]``, with ``m_i`` the mean of the image (Zhao et al. 2020)."""
     mean = images.mean((1, 2, 3), keepdim=True)
     return mean + (images - mean) * _uniform(images, 0.5, 1.5)
 
 
 def color(images: Tensor) -> Tensor:
-    """Brightness, saturation and contrast."""
+    """``contrast(saturation(brightness(x)))`` (Zhao et al. 2020)."""
     return contrast(saturation(brightness(images)))
 
 
 def translation(images: Tensor) -> Tensor:
-    """Shift each image by up to an eighth of its height and width, whole pixels; what is uncovered is zero."""
+    """``x_i[r - s, c - t]``, ``s, t`` uniform on the whole pixels up to an eighth of the size either way.
+
+    What is uncovered is zero (Zhao et al. 2020).
+    """
     rows, columns = _positions(images)
     down, right = (_integers(images, -_span(size), _span(size)) for size in images.shape[2:])
     return _take(images, rows - down, columns - right)
 
 
 def cutout(images: Tensor) -> Tensor:
-    """Set a rectangle of half the height and half the width to zero, anywhere, also partly outside."""
+    """``x_i (1 - M_i)``, with ``M_i`` one on a rectangle of half the height and width, uniformly placed.
+
+    It may lie partly outside (DeVries & Taylor 2017, arXiv:1708.04552; half the size: Zhao et al. 2020).
+    """
     rows, columns = _positions(images)
     inside = []
     for positions, size in zip((rows, columns), images.shape[2:], strict=True):
@@ -74,10 +80,15 @@ AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DiffAugment:
-    """Changes that are applied one after another.
+    r"""Changes :math:`T` of every image that the discriminator sees, applied one after another.
+
+    .. math::
+        L_D = E \, [f_D(-D(T(x)))] + E \, [f_D(D(T(G(z))))], \qquad L_G = E \, [f_G(-D(T(G(z))))]
+
+    with a change drawn anew for every image; the gradient of :math:`L_G` goes through :math:`T`.
 
     Args:
-        policy: Names of :data:`AUGMENTATIONS`, separated by commas, in the order in which they are applied.
+        policy: Names of :data:`AUGMENTATIONS`, separated by commas or in a list, in the order of application.
 
     Raises:
         ValueError: A name is not known, or there is none.
@@ -90,8 +101,9 @@ class DiffAugment:
         torch.Size([2, 1, 8, 8])
     """
 
-    def __init__(self, policy: str = "color,translation,cutout") -> None:
-        names = [name.strip() for name in policy.split(",") if name.strip()]
+    def __init__(self, policy: str | Sequence[str] = "color,translation,cutout") -> None:
+        given = policy.split(",") if isinstance(policy, str) else [str(name) for name in policy]
+        names = [name.strip() for name in given if name.strip()]
         unknown = [name for name in names if name not in AUGMENTATIONS]
         if unknown or not names:
             raise ValueError(f"augment must be names of {', '.join(AUGMENTATIONS)}, found {policy!r}")
@@ -115,12 +127,12 @@ def get_augment(augment: AugmentSpec) -> Callable[[Tensor], Tensor] | None:
         TypeError: It is neither a policy, nor a callable, nor None.
 
     Example:
-        >>> get_augment("color")
-        DiffAugment('color')
+        >>> get_augment(["color", "cutout"])
+        DiffAugment('color,cutout')
     """
     if augment is None or callable(augment):
         return augment
-    if isinstance(augment, str):
+    if isinstance(augment, str | list | tuple):
         return DiffAugment(augment)
     raise TypeError(f"augment must be a policy such as 'color,translation', or a callable, found {augment!r}")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_decgan.checks import check_integer
@@ -16,6 +19,7 @@ __all__ = [
     "check_classes",
     "check_images",
     "check_length",
+    "check_optimizer",
     "check_range",
     "class_labels",
     "image_batch",
@@ -66,6 +70,42 @@ def image_batch(batch: Any) -> Tensor:
             f"found {images.dtype} of shape {tuple(images.shape)}"
         )
     return images
+
+
+def check_optimizer(factory: Callable[..., Optimizer], schedule: str) -> None:
+    """Compare what makes the optimizers with how the players take turns, as far as a class or a partial tells.
+
+    Args:
+        factory: ``(params, lr=...) -> Optimizer``.
+        schedule: ``"simultaneous"``, ``"alternating"`` or ``"extragradient"``.
+
+    Raises:
+        ValueError: It brings a learning rate, which the players' own would override; its steps need a closure; or one
+            of the two takes two gradients a step and the other one.
+
+    Example:
+        >>> check_optimizer(torch.optim.LBFGS, "simultaneous")
+        Traceback (most recent call last):
+        ...
+        ValueError: optimizer must step without a closure, as a game has no single loss to evaluate anew, found LBFGS
+    """
+    if "lr" in getattr(factory, "keywords", {}):  # of a functools.partial: the call would override it
+        raise ValueError(
+            "optimizer must leave the learning rate to generator_lr and discriminator_lr, found one with"
+            f" lr={factory.keywords['lr']!r}"  # type: ignore[attr-defined]
+        )
+    kind = factory.func if isinstance(factory, functools.partial) else factory
+    if not isinstance(kind, type):
+        return
+    if issubclass(kind, torch.optim.LBFGS):
+        raise ValueError(
+            "optimizer must step without a closure, as a game has no single loss to evaluate anew, found LBFGS"
+        )
+    if callable(getattr(kind, "extrapolate", None)) != (schedule == "extragradient"):
+        raise ValueError(
+            "schedule='extragradient' and the optimizers ExtraAdam and ExtraSGD need each other, found"
+            f" schedule={schedule!r} with {kind.__name__}"
+        )
 
 
 def check_range(images: Tensor) -> None:

@@ -57,6 +57,8 @@ def warmed_up(decay: float, updates: int) -> float:
 
     Without it an average of decay 0.999 is mostly the untrained network for its first thousand steps.
 
+    Source: TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates`` (its documentation).
+
     Example:
         >>> [round(warmed_up(0.999, n), 3) for n in (0, 10, 100_000)]
         [0.1, 0.55, 0.999]

@@ -25,6 +25,7 @@ from lightning_decgan.gan.checks import (
     check_classes,
     check_images,
     check_length,
+    check_optimizer,
     check_range,
     class_labels,
     image_batch,
@@ -167,11 +168,6 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             latent_dim = int(generator.latent_dim)  # type: ignore[arg-type]
         self.num_classes = number_of_classes(generator, discriminator)
         make_optimizer = get_optimizer(optimizer)
-        if "lr" in getattr(make_optimizer, "keywords", {}):  # of a functools.partial: the call would override it
-            raise ValueError(
-                "optimizer must leave the learning rate to generator_lr and discriminator_lr, found one with"
-                f" lr={make_optimizer.keywords['lr']!r}"  # type: ignore[attr-defined]
-            )
         if lr_scheduler is not None and not callable(lr_scheduler):
             raise TypeError(f"lr_scheduler must be a callable of an optimizer, found {type(lr_scheduler).__name__}")
         if schedule not in SCHEDULES:
@@ -180,6 +176,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
             raise ValueError(
                 f"generated_labels must be one of {', '.join(GENERATED_LABELS)}, found {generated_labels!r}"
             )
+        check_optimizer(make_optimizer, schedule)
         self.generated_labels = generated_labels
         self.latent_dim = check_integer("latent_dim", latent_dim, 1)
         self.penalty_weight = number("penalty_weight", penalty_weight, ">= 0", lambda weight: weight >= 0)
@@ -313,6 +310,16 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         if self._make_scheduler is not None:
             for scheduler, asked in zip(self._schedulers(), self._lengths, strict=True):
                 check_length(scheduler, asked)
+
+    @override
+    def on_fit_end(self) -> None:
+        """Say so where there was nothing to train on, which Lightning takes for a finished run."""
+        trainer = self.trainer
+        if trainer.num_training_batches == 0 and trainer.limit_train_batches != 0:
+            raise ValueError(
+                "the training data must give each worker at least one batch, found none: with drop_last=True a loader"
+                f" on {trainer.world_size} worker(s) needs {trainer.world_size} times its batch_size of samples"
+            )
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> None:

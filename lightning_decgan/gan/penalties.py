@@ -179,7 +179,10 @@ def get_penalty(penalty: PenaltySpec) -> Penalty | None:
 
 @dataclass(frozen=True)
 class LazyPenalty:
-    """A penalty with its weight and its interval (lazy regularization).
+    r"""A penalty with its weight and its interval (lazy regularization).
+
+    .. math::
+        L_D^{(k)} + [\, n \mid k \,] \; n \, w \, P
 
     On each n-th step of the discriminator the penalty counts n times as much, so its mean over steps stays.
 

@@ -95,7 +95,12 @@ def extragradient_step(
     generator_optimizer: Optimizer | None,
     labels: Labels | None = None,
 ) -> StepReport:
-    """Two gradients a step: both players look ahead, take their gradients there, and step from where they were.
+    r"""Two gradients a step: both players look ahead, take their gradients there, and step from where they were.
+
+    .. math::
+        Z_{k+1/2} = Z_k - \eta \, F(Z_k; \xi_k), \qquad Z_{k+1} = Z_k - \eta \, F(Z_{k+1/2}; \xi_k)
+
+    with :math:`F = (\nabla_{\theta_D} L_D, \nabla_{\theta_G} L_G)`, as the optimizers precondition it.
 
     Both gradients are of the same batch (the authors' re-used mini-batches). Arguments and result are those of
     :func:`simultaneous_step`; the report is of the first gradient.
@@ -138,7 +143,11 @@ def alternating_step(
     generator_optimizer: Optimizer | None,
     labels: Labels | None = None,
 ) -> StepReport:
-    """The discriminator moves first, then the generator against the discriminator as it has become.
+    r"""The discriminator moves first, then the generator against the discriminator as it has become.
+
+    .. math::
+        \theta_D^{k+1} = \theta_D^k - \eta_D \nabla_{\theta_D} L_D(\theta_D^k, \theta_G^k), \qquad
+        \theta_G^{k+1} = \theta_G^k - \eta_G \nabla_{\theta_G} L_G(\theta_D^{k+1}, \theta_G^k)
 
     The same fakes serve both; the discriminator sees them twice, before and after its step. Arguments, result and
     errors are those of :func:`simultaneous_step`; the mean logits are those of before the step where there is one.
@@ -221,7 +230,10 @@ def _follow(before: Tensor | None, after: Tensor | None, parameters: list[nn.Par
 
 
 def _clip(game: Game, optimizer: Optimizer, norm: float | None) -> None:
-    """Shorten a player's gradient to a norm; what a scaler has made larger is measured accordingly."""
+    """``g <- g min(1, c / ||g||)`` over all of a player's parameters; a scaler's factor is taken into account.
+
+    Source: Pascanu, Mikolov & Bengio 2013 (arXiv:1211.5063), algorithm 1.
+    """
     if norm is not None:
         factor = 1.0 if game.scaler is None else game.scaler.get_scale()
         nn.utils.clip_grad_norm_(_trained(optimizer), norm * factor)

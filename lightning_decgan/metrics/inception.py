@@ -105,8 +105,9 @@ def published_weights(url: str) -> Path:
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"{WEIGHTS_FILE}, the weights of {INCEPTION}, is not in {path.parent} and could not be fetched "
-            f"({type(error).__name__}: {error}). Bring {url} to that folder by hand, or name another place of the file "
-            f"by --weights"
+            f"({type(error).__name__}: {error}). Bring {url} to that folder by hand, or name another place of the "
+            f"file: `decgan evaluate --weights FILE`, `decgan train callbacks.fidelity.features.weights=FILE`, "
+            f"inception_features(FILE)"
         ) from error
     return path
 

@@ -165,10 +165,14 @@ def score_with_torchmetrics(
 def score_with_torch_fidelity(
     real: Tensor, fake: Tensor, network: nn.Module, settings: ScoreSettings
 ) -> dict[str, float]:
-    """The same scores by torch-fidelity, and precision and recall.
+    r"""The same scores by torch-fidelity, and precision and recall.
 
-    Precision is the share of generated images that lie within the distance of a real image to its k-th nearest real
-    neighbour, recall the other way round.
+    .. math::
+        \text{precision} = \frac{1}{|F|} \sum_{f \in F} \max_{r \in R} \, [\, \|f - r\| \le d_k(r, R) \,], \qquad
+        \text{recall} = \frac{1}{|R|} \sum_{r \in R} \max_{f \in F} \, [\, \|r - f\| \le d_k(f, F) \,]
+
+    with the features ``R`` of real and ``F`` of generated images, and ``d_k(x, X)`` the distance from ``x`` to its k-th
+    nearest neighbour in ``X``.
 
     Args:
         real: See :func:`score_with_torchmetrics`.

@@ -224,14 +224,18 @@ def test_every_experiment_is_a_whole_run(option, tmp_path):
     # No experiment is told here where its data or its accelerators are.
     given, folder = ["trainer.accelerator=cpu"], tmp_path / "train"
     if option in ("imagenet_sagan", "cifar10_wgan_gp"):
+        given.append("batch_size=1")  # on up to eight workers
         for number in range(2):
             (folder / f"{number}").mkdir(parents=True)
-            Image.new("RGB", (8, 8)).save(folder / f"{number}" / "1.png")
+            for image in range(6):
+                Image.new("RGB", (8, 8)).save(folder / f"{number}" / f"{image}.png")
     if option == "imagenet_sagan":
         given += [f"data.root={folder}", "num_classes=2"]
     config = compose([f"experiment={option}", *given, *NEEDED.get(option, [])], run_dir=tmp_path)
     if option == "cifar10_wgan_gp":
-        config.data = compose(["data=image_folder", f"data.root={folder}"]).data
+        few = [f"data.root={folder}", "+data.validation_fraction=0.5", "batch_size=1"]
+        config.data = compose(["data=image_folder", *few]).data
+        config.callbacks.fidelity.kernel_subset_size = 2
     elif option not in ("digits", "imagenet_sagan"):
         config.data = compose(["data=digits"]).data
     trainer, model, datamodule = make_run(config)

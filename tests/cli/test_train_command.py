@@ -229,14 +229,36 @@ def test_a_value_that_cannot_be_used_is_said_in_one_line_before_any_worker_start
     assert "check_settings" in asked_for_more.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["batch_size=4000"], "data: batch_size=4000 on 2 worker(s) needs at least 8000 training images, found 1438"),
+        (
+            ["callbacks.fidelity.samples=1000", "callbacks.fidelity.kernel_subset_size=500"],
+            "callbacks.fidelity: kernel_subset_size=500 needs at least that many validation images, found 359",
+        ),
+        (["model.schedule=extragradient"], "found schedule='extragradient' with OptimisticAdam"),
+    ],
+    ids=str,
+)
+def test_too_few_images_and_settings_that_do_not_fit_end_a_run_before_any_worker_starts(
+    decgan, tmp_path, words, reason
+):
+    result = decgan("train", "debug=default", *words, cwd=tmp_path)
+    assert result.returncode == 2
+    assert reason in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Initializing distributed" not in result.stderr + result.stdout
+
+
 def test_an_accident_in_a_run_ends_it_with_a_code_a_reason_and_a_summary_that_says_so(decgan, tmp_path):
-    # how many images there are is known only to the workers, when they have read them
-    result = decgan("train", "debug=default", "batch_size=4000", "~callbacks.fidelity", cwd=tmp_path)
+    words = ["model.optimizer=SGD", "model.discriminator_lr=1e38", "model.generator_lr=1e38", "~callbacks.fidelity"]
+    result = decgan("train", "debug=default", *words, cwd=tmp_path)
     assert result.returncode == 1
-    assert "batch_size=4000 on 2 worker(s) needs at least 8000 training images" in result.stderr
+    assert "terminate_on_nan=False" in result.stderr
     summary = summary_of(run_folder(tmp_path))
     assert summary["status"] == "failed"
-    assert "batch_size=4000" in summary["error"]
+    assert "terminate_on_nan=False" in summary["error"]
     assert "training failed: " in (run_folder(tmp_path) / "train.log").read_text()
 
 

@@ -31,6 +31,7 @@ def test_distances_to_the_mean_are_multiplied_and_the_mean_stays(name, dims, hig
     torch.testing.assert_close(factors, factors[:, :1].expand_as(factors), rtol=1e-6, atol=1e-6)
     assert 2 - high <= float(factors.min()) < float(factors.max()) <= high
     assert float(factors[:, 0].mean()) == pytest.approx(1, abs=0.1)
+    assert float(factors[:, 0].std()) == pytest.approx((2 * high - 2) / 12**0.5, rel=0.1), "uniform, to both ends"
 
 
 def test_an_image_is_shifted_by_whole_pixels_and_zero_comes_in():
@@ -91,3 +92,10 @@ def test_policies():
         get_augment("")
     with pytest.raises(TypeError, match="found 3"):
         get_augment(3)
+
+
+def test_a_policy_may_be_a_list_of_names():
+    assert repr(DiffAugment(["color", "cutout"])) == "DiffAugment('color,cutout')"
+    assert repr(get_augment(("color", "cutout"))) == "DiffAugment('color,cutout')"
+    with pytest.raises(ValueError, match=r"augment must be names of color, .*, found \['blur'\]"):
+        get_augment(["blur"])

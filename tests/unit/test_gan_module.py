@@ -19,7 +19,7 @@ from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, Decentraliz
 from lightning_decgan.gan.ema import averaged_copy, update_average, warmed_up
 from lightning_decgan.gan.loss_watch import LossWatch
 from lightning_decgan.gan.losses import Wasserstein
-from lightning_decgan.gan.penalties import LazyPenalty, r1
+from lightning_decgan.gan.penalties import LazyPenalty, dragan, r1
 from lightning_decgan.optim import OptimisticAdam
 
 SGD = functools.partial(torch.optim.SGD)
@@ -152,6 +152,20 @@ def test_a_lazy_penalty_weighs_as_much_on_the_whole_as_one_of_every_step():
     assert [term is not None for term in terms] == [True, False, False, False] * 2
     torch.testing.assert_close(terms[0], 4 * 3.0 * r1(gan.discriminator, real), rtol=1e-6, atol=0)
     assert make(penalty="r1", penalty_weight=0).penalty(real, real) is None
+
+
+def test_several_penalties_add_up_each_at_its_own_steps():
+    gan = make(penalty=[LazyPenalty("r1", 1.0, every_steps=2), LazyPenalty("dragan", 3.0, every_steps=3)])
+    real, fake = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+    for gan.batches_seen in range(7):
+        torch.manual_seed(0)
+        found = gan.penalty(real, fake)
+        torch.manual_seed(0)
+        expected = [2 * r1(gan.discriminator, real, fake)] if gan.batches_seen % 2 == 0 else []
+        expected += [9 * dragan(gan.discriminator, real, fake)] if gan.batches_seen % 3 == 0 else []
+        assert (found is None) == (not expected)
+        if found is not None:
+            torch.testing.assert_close(found, sum(expected))
 
 
 def test_a_wholly_frozen_player_rests_and_the_other_goes_on(tmp_path):
@@ -847,3 +861,31 @@ def test_an_optimizer_that_brings_a_rate_which_would_have_no_effect_is_refused()
             DCGANDiscriminator(image_size=8),
             optimizer=functools.partial(torch.optim.Adam, lr=-1),
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "extragradient"}, "found schedule='extragradient' with OptimisticAdam"),
+        ({"optimizer": "ExtraAdam"}, "found schedule='simultaneous' with ExtraAdam"),
+        (
+            {"optimizer": functools.partial(torch.optim.SGD, momentum=0.9), "schedule": "extragradient"},
+            "ExtraAdam and ExtraSGD need each other, found schedule='extragradient' with SGD",
+        ),
+        ({"optimizer": "LBFGS"}, "must step without a closure, .* found LBFGS"),
+    ],
+    ids=str,
+)
+def test_an_optimizer_that_does_not_fit_the_order_of_play_is_refused_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
+
+
+def test_data_without_a_single_batch_is_an_error_and_not_a_finished_run(tmp_path):
+    gan, images = make(), torch.rand(6, 1, 8, 8)
+    loader = DataLoader(TensorDataset(images), batch_size=8, drop_last=True)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, default_root_dir=tmp_path, barebones=True)
+    with pytest.raises(ValueError, match=r"must give each worker at least one batch, found none: .* needs 1 times"):
+        trainer.fit(gan, loader)
+    none = Trainer(accelerator="cpu", max_epochs=1, logger=False, limit_train_batches=0, barebones=True)
+    none.fit(gan, loader)  # as was asked

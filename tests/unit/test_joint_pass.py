@@ -92,6 +92,16 @@ def test_in_bfloat16_it_rounds_no_more_than_two_graphs_do(name):
     assert plain.norm() < 0.2 * truth.norm()
 
 
+@pytest.mark.parametrize(("dtype", "forwards"), [(torch.bfloat16, 1), (torch.float16, 2)])
+def test_in_float16_whose_exponents_are_too_few_each_player_has_a_forward_of_its_own(dtype, forwards):
+    game, real, latent = make_game("sagan", None)
+    game, calls = game.float(), []
+    game.discriminator.register_forward_hook(lambda *_: calls.append(1))
+    with torch.autocast("cpu", dtype):
+        joint_gradients(game, real.float(), latent.float())
+    assert len(calls) == forwards
+
+
 def _names(network: torch.nn.Module) -> list[str]:
     return [name for name, _ in network.named_parameters()]
 

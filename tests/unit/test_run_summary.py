@@ -135,6 +135,26 @@ def test_scores_before_and_after_are_of_the_same_network_and_get_better_as_the_i
     assert "fidelity/untrained_cnn/frechet_distance" in trainer.progress_bar_metrics
 
 
+@pytest.mark.parametrize("sanity", [0, -1, 1])
+def test_too_few_validation_images_for_a_score_are_found_before_training(tmp_path, sanity):
+    module = Toy()
+    score = FidelityCallback(features(), samples=100, kernel_subset_size=100)
+    with pytest.raises(ValueError, match=r"kernel_subset_size=100 needs .* found 32"):
+        fit(tmp_path, module, callbacks=[score], sanity=sanity)
+    assert module.brightness.item() == pytest.approx(-0.9)
+
+
+@pytest.mark.parametrize(
+    ("score", "better"), [("frechet_distance", min), ("kernel_distance", min), ("inception_score", max)]
+)
+def test_the_best_of_a_score_is_kept_whichever_way_it_is_better(tmp_path, score, better):
+    scores, best = FidelityCallback(features(), samples=40, kernel_subset_size=16), BestCheckpoint(tmp_path, score)
+    fit(tmp_path, Toy(), steps=30, callbacks=[scores, best], enable_checkpointing=True)
+    found = [entry[score] for entry in scores.history if entry["step"]]
+    assert min(found) < max(found)
+    assert float(best.best_model_score) == pytest.approx(better(found))
+
+
 def test_a_sanity_check_on_a_part_of_the_images_is_not_scored(tmp_path):
     callback = FidelityCallback(features(), samples=40, kernel_subset_size=16)
     fit(tmp_path, Toy(), callbacks=[callback], sanity=1)
