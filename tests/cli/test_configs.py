@@ -235,7 +235,7 @@ def test_every_experiment_is_a_whole_run(option, tmp_path):
     if option == "cifar10_wgan_gp":
         few = [f"data.root={folder}", "+data.validation_fraction=0.5", "batch_size=1"]
         config.data = compose(["data=image_folder", *few]).data
-        config.callbacks.fidelity.kernel_subset_size = 2
+        OmegaConf.update(config, "callbacks.fidelity.kernel_subset_size", 2, force_add=True)
     elif option not in ("digits", "imagenet_sagan"):
         config.data = compose(["data=digits"]).data
     trainer, model, datamodule = make_run(config)
