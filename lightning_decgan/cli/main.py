@@ -62,6 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"decgan {command}: error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        # what the import of torchmetrics, and so of Lightning, comes to beside a torchvision built for another torch
+        if not str(error).startswith("operator torchvision::"):
+            raise
+        versions = [f"{name} {metadata.version(name)}" for name in ("torchvision", "torch")]
+        advice = "install the torchvision that was, or none"
+        print(
+            f"decgan {command}: error: {versions[0]} was not built for {versions[1]} ({error}); {advice}",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(f"decgan {command}: interrupted", file=sys.stderr)
         return 130
