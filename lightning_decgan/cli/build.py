@@ -18,8 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_decgan.cli.errors import UsageError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from lightning.pytorch import Callback, Trainer
     from torch.nn import Module
 
@@ -57,8 +55,8 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
             raise UsageError(f"model and data do not fit: {one_line(error)}") from error
     if config.ckpt_path is not None and getattr(model, "strict_loading", True):
         check_weights(model, config.ckpt_path)
-    callbacks = [make(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None]
-    callbacks.append(EmbedConfig(embedded_config(config)))
+    named = {name: make(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None}
+    callbacks = [*named.values(), EmbedConfig(embedded_config(config))]
     loggers = [make(config, f"logger.{name}") for name, entry in config.logger.items() if entry is not None]
     strategy = config.strategy if isinstance(config.strategy, str) else make(config, "strategy")
     trainer = make(
@@ -78,11 +76,11 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
             "strategy must start its workers with start_method=spawn or fork, found one that runs this command again, "
             "which would begin another run in another folder"
         )
-    check_amount(config, trainer.num_devices * trainer.num_nodes, callbacks)
+    check_amount(config, trainer.num_devices * trainer.num_nodes, named)
     return trainer, model, datamodule
 
 
-def check_amount(config: DictConfig, workers: int, callbacks: Sequence[Callback]) -> None:
+def check_amount(config: DictConfig, workers: int, callbacks: dict[str, Callback]) -> None:
     """Compares how many images there are with what the workers' batches and the scores need.
 
     A copy of the data reads it, so that what travels to the workers stays as small as it was.
@@ -90,7 +88,7 @@ def check_amount(config: DictConfig, workers: int, callbacks: Sequence[Callback]
     Args:
         config: the whole configuration.
         workers: that there will be.
-        callbacks: of the run.
+        callbacks: of the run, by their names in the configuration.
 
     Raises:
         UsageError: if there are too few; it names the settings.
@@ -106,7 +104,7 @@ def check_amount(config: DictConfig, workers: int, callbacks: Sequence[Callback]
         data.check_workers(workers)
     except (ValueError, OSError) as error:
         raise UsageError(f"data: {one_line(error)}") from error
-    for name, callback in zip((name for name, entry in config.callbacks.items() if entry), callbacks, strict=False):
+    for name, callback in callbacks.items():
         if isinstance(callback, FidelityCallback):
             try:
                 callback.check_real_images(len(data.val_dataset))
