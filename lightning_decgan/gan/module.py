@@ -85,8 +85,8 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         penalty_every_steps: Compute a single penalty on each n-th step of the discriminator only, with n times the
             weight (lazy regularization: Karras et al. 2020, arXiv:1912.04958, appendix B).
         augment: What real and generated images go through before the discriminator sees them: None, a policy such as
-            ``"color,translation,cutout"`` (:class:`~lightning_decgan.gan.augment.DiffAugment`), or a differentiable
-            callable of images.
+            ``"color,translation,cutout"`` or a list of such names (:class:`~lightning_decgan.gan.augment.DiffAugment`),
+            or a differentiable callable of images.
         optimizer: A callable ``(params, lr=...) -> torch.optim.Optimizer`` that makes each player's optimizer, or the
             name of one in :mod:`lightning_decgan.optim` or :mod:`torch.optim`.
         generator_lr: Learning rate of the generator.
