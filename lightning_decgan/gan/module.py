@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from typing_extensions import override
 
 from lightning_decgan.checks import check_integer
-from lightning_decgan.gan.augment import AugmentSpec, get_augment
+from lightning_decgan.gan.augment import AugmentSpec, DiffAugment, get_augment
 from lightning_decgan.gan.checks import (
     check_classes,
     check_images,
@@ -215,6 +215,8 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         self.generator, self.discriminator = generator, discriminator
         self.ema_generator = None if ema_decay is None else averaged_copy(generator)
 
+        if isinstance(self.augment, DiffAugment):
+            augment = self.augment.policy  # of a list as well: a plain setting to save
         objects = {"loss": loss, "penalty": penalty, "augment": augment, "optimizer": optimizer}
         plain = [name for name, value in objects.items() if value is None or isinstance(value, str)]
         self.save_hyperparameters(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_decgan.gan import DCGANDiscriminator, DCGANGenerator, DecentralizedGANModule
 from lightning_decgan.gan.augment import AUGMENTATIONS, DiffAugment, get_augment
 
 
@@ -99,3 +100,9 @@ def test_a_policy_may_be_a_list_of_names():
     assert repr(get_augment(("color", "cutout"))) == "DiffAugment('color,cutout')"
     with pytest.raises(ValueError, match=r"augment must be names of color, .*, found \['blur'\]"):
         get_augment(["blur"])
+
+
+def test_a_policy_given_as_a_list_is_a_setting_that_a_checkpoint_keeps():
+    networks = DCGANGenerator(latent_dim=2), DCGANDiscriminator()
+    for given in ("color,cutout", ["color", "cutout"]):
+        assert DecentralizedGANModule(*networks, augment=given).hparams.augment == "color,cutout"
