@@ -53,6 +53,10 @@ def make_run(config: DictConfig) -> tuple[Trainer, Any, Any]:
                 check_classes(model.num_classes, datamodule)
         except ValueError as error:
             raise UsageError(f"model and data do not fit: {one_line(error)}") from error
+        try:
+            model.configure_optimizers()  # what refuses these networks, or its arguments, would do so in every worker
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"model.optimizer or model.lr_scheduler: {one_line(error)}") from error
     if config.ckpt_path is not None and getattr(model, "strict_loading", True):
         check_weights(model, config.ckpt_path)
     named = {name: make(config, f"callbacks.{name}") for name, entry in config.callbacks.items() if entry is not None}

@@ -6,6 +6,8 @@ and ends with exit code 2. Errors of any other kind are bugs or accidents and ke
 
 from __future__ import annotations
 
+from importlib import metadata
+
 
 class UsageError(Exception):
     """What the user gave cannot be used; its text is one line that says why.
@@ -33,3 +35,22 @@ def one_line(error: BaseException) -> str:
         return type(error).__name__
     # the text of these says nothing without the type
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError | AssertionError) else text
+
+
+def torchvision_mismatch(error: RuntimeError) -> str | None:
+    """What to do about a torchvision that was built for another torch than the one beside it.
+
+    Args:
+        error: raised by an import: that of torchmetrics, and so of Lightning, imports torchvision where there is one.
+
+    Returns:
+        One line; None for any other error.
+
+    Example:
+        >>> torchvision_mismatch(RuntimeError("out of memory")) is None
+        True
+    """
+    if not str(error).startswith("operator torchvision::"):
+        return None
+    torchvision, torch = (f"{name} {metadata.version(name)}" for name in ("torchvision", "torch"))
+    return f"{torchvision} was not built for {torch} ({error}); install the torchvision that was, or none"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
 
-from lightning_decgan.cli.errors import UsageError
+from lightning_decgan.cli.errors import UsageError, torchvision_mismatch
 
 COMMANDS = {
     "train": "train a GAN on several workers that average with their neighbours (a Hydra application)",
@@ -63,15 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"decgan {command}: error: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        # what the import of torchmetrics, and so of Lightning, comes to beside a torchvision built for another torch
-        if not str(error).startswith("operator torchvision::"):
+        advice = torchvision_mismatch(error)
+        if advice is None:
             raise
-        versions = [f"{name} {metadata.version(name)}" for name in ("torchvision", "torch")]
-        advice = "install the torchvision that was, or none"
-        print(
-            f"decgan {command}: error: {versions[0]} was not built for {versions[1]} ({error}); {advice}",
-            file=sys.stderr,
-        )
+        print(f"decgan {command}: error: {advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"decgan {command}: interrupted", file=sys.stderr)

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lightning_decgan.cli.build import make_run
 from lightning_decgan.cli.config import CONFIG_NAME, config_dir
 from lightning_decgan.cli.curves import METRICS, draw_curves, read_metrics
-from lightning_decgan.cli.errors import UsageError, one_line
+from lightning_decgan.cli.errors import UsageError, one_line, torchvision_mismatch
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -98,14 +98,19 @@ def job(config: DictConfig) -> float | None:
         The last Frechet distance, for Hydra's sweepers to minimize, or None without scores.
 
     Raises:
-        BadInput: if the configuration cannot be used.
+        BadInput: if the configuration cannot be used, or torchvision beside this torch.
     """
     log.info("run folder: %s", config.run_dir)
-    _quiet_lightning()
     try:
+        _quiet_lightning()
         summary = train(config)
     except UsageError as error:
         raise BadInput(str(error)) from error
+    except RuntimeError as error:
+        advice = torchvision_mismatch(error)
+        if advice is None:
+            raise
+        raise BadInput(advice) from error
     scores = (summary or {}).get("scores") or {}
     return scores.get("frechet_distance")
 

@@ -80,8 +80,8 @@ def check_optimizer(factory: Callable[..., Optimizer], schedule: str) -> None:
         schedule: ``"simultaneous"``, ``"alternating"`` or ``"extragradient"``.
 
     Raises:
-        ValueError: It brings a learning rate, which the players' own would override; its steps need a closure; or one
-            of the two takes two gradients a step and the other one.
+        ValueError: It brings a learning rate, which the players' own would override; its steps need a closure, or
+            sparse gradients; or one of the two takes two gradients a step and the other one.
 
     Example:
         >>> check_optimizer(torch.optim.LBFGS, "simultaneous")
@@ -101,6 +101,8 @@ def check_optimizer(factory: Callable[..., Optimizer], schedule: str) -> None:
         raise ValueError(
             "optimizer must step without a closure, as a game has no single loss to evaluate anew, found LBFGS"
         )
+    if issubclass(kind, torch.optim.SparseAdam):
+        raise ValueError("optimizer must take dense gradients, as those of images' networks are, found SparseAdam")
     if callable(getattr(kind, "extrapolate", None)) != (schedule == "extragradient"):
         raise ValueError(
             "schedule='extragradient' and the optimizers ExtraAdam and ExtraSGD need each other, found"

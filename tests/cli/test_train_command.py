@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -238,6 +240,7 @@ def test_a_value_that_cannot_be_used_is_said_in_one_line_before_any_worker_start
             "callbacks.fidelity: kernel_subset_size=500 needs at least that many validation images, found 359",
         ),
         (["model.schedule=extragradient"], "found schedule='extragradient' with OptimisticAdam"),
+        (["model.optimizer=Muon"], "model.optimizer or model.lr_scheduler: Muon only supports 2D parameters"),
     ],
     ids=str,
 )
@@ -249,6 +252,20 @@ def test_too_few_images_and_settings_that_do_not_fit_end_a_run_before_any_worker
     assert reason in result.stderr
     assert "Traceback" not in result.stderr
     assert "Initializing distributed" not in result.stderr + result.stdout
+
+
+@pytest.mark.parametrize(("command", "code"), [(("train", "debug=default"), 2), (("evaluate", "run.ckpt"), 1)], ids=str)
+def test_a_torchvision_that_was_built_for_another_torch_is_named(decgan, tmp_path, command, code):
+    package = tmp_path / "site" / "torchvision"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "site" / "torchvision-0.99.dist-info").mkdir()
+    (tmp_path / "site" / "torchvision-0.99.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 0.99\n")
+    (tmp_path / "run.ckpt").write_bytes(b"")
+    result = decgan(*command, cwd=tmp_path, PYTHONPATH=os.pathsep.join([str(package.parent), *sys.path]))
+    assert result.returncode == code
+    assert f"torchvision 0.99 was not built for torch {torch.__version__}" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_an_accident_in_a_run_ends_it_with_a_code_a_reason_and_a_summary_that_says_so(decgan, tmp_path):

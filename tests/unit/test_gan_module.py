@@ -873,6 +873,7 @@ def test_an_optimizer_that_brings_a_rate_which_would_have_no_effect_is_refused()
             "ExtraAdam and ExtraSGD need each other, found schedule='extragradient' with SGD",
         ),
         ({"optimizer": "LBFGS"}, "must step without a closure, .* found LBFGS"),
+        ({"optimizer": "SparseAdam"}, "must take dense gradients, .* found SparseAdam"),
     ],
     ids=str,
 )
