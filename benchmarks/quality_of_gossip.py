@@ -1,7 +1,7 @@
 """What each form of gossip costs in quality: the same steps, data and seeds as DDP, loss or score at the end.
 
     python benchmarks/quality_of_gossip.py                       both tasks, every form of each, three seeds
-    python benchmarks/quality_of_gossip.py --task classifier --forms "ring" "ring, int8" --seeds 5
+    python benchmarks/quality_of_gossip.py --task classifier --forms "ring" "one peer, int8" --seeds 5
 
 Every run is a `Trainer.fit` as users call it. The workers are started once and go through all runs in turn. A form that
 is to be late has each of its exchanges held back until so many further batches have begun, so that lateness does not

@@ -1,1 +1,1 @@
-"""The command `decgan`: train, sample, evaluate, topology. Nothing heavy is imported before a sub-command is known."""
+"""The command `decgan`: each sub-command in a module of its name. Nothing heavy is imported before a sub-command is known."""
