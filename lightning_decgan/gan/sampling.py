@@ -7,7 +7,7 @@ Two context managers put a network into evaluation mode and back, and make rando
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +61,12 @@ def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
             torch.default_generator.manual_seed(seed)
             yield
     else:
+        module = torch.get_device_module(device)
         with torch.random.fork_rng(devices=[device], device_type=device.type), device:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every device
-            getattr(torch, device.type).manual_seed(seed)
+            # of several GPUs the current one would be seeded, which need not be this one
+            with module.device(device) if hasattr(module, "device") else nullcontext():
+                module.manual_seed(seed)
             yield
 
 

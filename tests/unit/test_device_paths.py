@@ -6,8 +6,9 @@ docs/networks.md: nothing here has been timed or run on a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_decgan import DecentralizedGossipStrategy, PowerGossip
+from lightning_decgan.gan.sampling import seeded
 from lightning_decgan.gossip import EdgeError, FlatVector, vector
 from lightning_decgan.gossip.nccl_edge import NcclEdge, nccl_group
 
@@ -205,3 +207,29 @@ def test_what_cannot_be_combined_is_refused_when_the_strategy_is_made(
 ) -> None:
     with pytest.raises(error, match=text):
         make()
+
+
+def test_of_several_gpus_the_one_that_draws_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gpus:
+        """As torch.cuda: what is seeded is the current device, whatever tensors are made on."""
+
+        def __init__(self) -> None:
+            self.current = 0
+            self.seeded: list[int | None] = [None, None]
+
+        @contextlib.contextmanager
+        def device(self, device: torch.device) -> Iterator[None]:
+            before, self.current = self.current, device.index
+            yield
+            self.current = before
+
+        def manual_seed(self, seed: int) -> None:
+            self.seeded[self.current] = seed
+
+    gpus = Gpus()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: gpus)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda **_: contextlib.nullcontext())
+    with seeded(5, torch.device("cuda:1")):
+        assert torch.default_generator.initial_seed() == 5
+        assert gpus.current == 0, "whose business the current device is"
+    assert gpus.seeded == [None, 5]
