@@ -26,6 +26,7 @@ __all__ = [
     "length_of",
     "number",
     "number_of_classes",
+    "scalar",
     "separate_players",
 ]
 
@@ -48,6 +49,24 @@ def number(name: str, value: Any, wanted: str, holds: Callable[[float], bool]) -
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not holds(value):
         raise ValueError(f"{name} must be a finite number {wanted}, found {value!r}")
     return float(value)
+
+
+def scalar(name: str, value: Any) -> Tensor:
+    """``value`` if it is a tensor without dimensions; ``name`` is what returned it.
+
+    Raises:
+        ValueError: It is not.
+
+    Example:
+        >>> scalar("penalty", torch.zeros(4))
+        Traceback (most recent call last):
+        ...
+        ValueError: penalty must return a scalar tensor, found (4,)
+    """
+    if not isinstance(value, Tensor) or value.ndim != 0:
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} must return a scalar tensor, found {found}")
+    return value
 
 
 def image_batch(batch: Any) -> Tensor:

@@ -79,7 +79,7 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         loss: A name of :data:`~lightning_decgan.gan.losses.LOSSES`, an object with its two methods, or a pair of
             callables ``(discriminator, generator)``.
         penalty: None, a name of :data:`~lightning_decgan.gan.penalties.PENALTIES`, a callable
-            ``(discriminator, real, fake) -> scalar``, or a list of
+            ``(discriminator, real, fake) -> scalar``, or one or a list of
             :class:`~lightning_decgan.gan.penalties.LazyPenalty`, each with a weight and an interval of its own.
         penalty_weight: Factor of a single penalty (the papers' gamma and lambda).
         penalty_every_steps: Compute a single penalty on each n-th step of the discriminator only, with n times the
@@ -335,7 +335,10 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         step, latent = SCHEDULES[self.schedule], self.sample_latent(len(real))
         if self._joint is None:
             self._joint = self.joint = self._may_be_joint(real, latent, labels)
-        report = step(self, real, latent, discriminator_optimizer, generator_optimizer, labels)
+        if discriminator_optimizer is None and generator_optimizer is None:  # one is frozen, the other not on turn
+            report = StepReport()
+        else:
+            report = step(self, real, latent, discriminator_optimizer, generator_optimizer, labels)
         if generator_optimizer is not None and self.ema_generator is not None and self.ema_decay is not None:
             updates = self.batches_seen // self.generator_every_steps
             decay = warmed_up(self.ema_decay, updates) if self.ema_warmup else self.ema_decay
@@ -425,7 +428,9 @@ class DecentralizedGANModule(LightningModule, Game, Sampling):
         """Try the discriminator with a first batch; the training that follows is as if this had not been."""
         with seeded(0, self._sampling_device), evaluating(self.generator):
             fake = self.generate(latent, None if labels is None else labels[1])
-        return fake.shape == real.shape and treats_samples_independently(self, real, fake, labels)
+        independent = fake.shape == real.shape and treats_samples_independently(self, real, fake, labels)
+        torch.clear_autocast_cache()  # older torch keeps weights there that know no gradient
+        return independent
 
     def _on_turn(self, optimizer: Optimizer, every_steps: int) -> Optimizer | None:
         """The optimizer of a player that moves on this batch; a player that is wholly frozen rests."""

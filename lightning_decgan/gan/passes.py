@@ -35,6 +35,7 @@ import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor
 
+from lightning_decgan.gan.checks import scalar
 from lightning_decgan.gan.game import Game, Labels, full_precision
 
 __all__ = ["Pass", "both_pass", "discriminator_pass", "generator_pass", "loss_scale"]
@@ -77,7 +78,7 @@ def discriminator_pass(game: Game, real: Tensor, fake: Tensor, labels: Labels | 
         real_logits, fake_logits = _judge_together(game, real, fake.detach(), labels).split(len(real))
     else:
         real_logits, fake_logits = game.judge(real, real_labels), game.judge(fake.detach(), fake_labels)
-    loss = _scalar("discriminator_loss", game.discriminator_loss(real_logits, fake_logits))
+    loss = scalar("discriminator_loss", game.discriminator_loss(real_logits, fake_logits))
     penalty = _penalty(game, real, fake, labels)
     return Pass(loss if penalty is None else loss + penalty, loss, None, penalty, real_logits, fake_logits)
 
@@ -115,7 +116,7 @@ def _cut(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Pass:
     real_labels, fake_labels = labels or (None, None)
     image = fake.detach().requires_grad_()  # the cut: D's graph begins here
     real_logits, fake_logits = game.judge(real, real_labels), _judge_for_two(game, image, fake_labels)
-    discriminator_loss = _scalar("discriminator_loss", game.discriminator_loss(real_logits, fake_logits))
+    discriminator_loss = scalar("discriminator_loss", game.discriminator_loss(real_logits, fake_logits))
     penalty = _penalty(game, real, fake, labels)
     generator_loss, wanted = _generator_slopes(game, fake_logits.detach().requires_grad_(), real_logits)
     # The discriminator's backward still needs the same graph.
@@ -137,7 +138,7 @@ def _joint(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Pas
     real_points, fake_points, generator_points = (
         leaf.detach().requires_grad_() for leaf in (real_logits, fake_logits, fake_logits)
     )
-    discriminator_loss = _scalar("discriminator_loss", game.discriminator_loss(real_points, fake_points))
+    discriminator_loss = scalar("discriminator_loss", game.discriminator_loss(real_points, fake_points))
     generator_loss = _generator_loss(game, generator_points, real_logits)
     losses = discriminator_loss + generator_loss
     real_slopes, slopes, wanted = torch.autograd.grad(
@@ -173,7 +174,7 @@ def _judge_together(game: Game, real: Tensor, fake: Tensor, labels: Labels | Non
 
 def _generator_loss(game: Game, fake_points: Tensor, real_logits: Tensor | None) -> Tensor:
     others = [real_logits.detach()] if game.relative and real_logits is not None else []
-    return _scalar("generator_loss", game.generator_loss(fake_points, *others))
+    return scalar("generator_loss", game.generator_loss(fake_points, *others))
 
 
 def _generator_slopes(game: Game, fake_points: Tensor, real_logits: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -185,7 +186,7 @@ def _generator_slopes(game: Game, fake_points: Tensor, real_logits: Tensor | Non
 
 def _penalty(game: Game, real: Tensor, fake: Tensor, labels: Labels | None) -> Tensor | None:
     penalty = game.penalty(real, fake.detach(), *([] if labels is None else labels[:1]))
-    return None if penalty is None else _scalar("penalty", penalty)
+    return None if penalty is None else scalar("penalty", penalty)
 
 
 def _pull_back(
@@ -212,10 +213,3 @@ def _pull_back(
 def _autocast_dtype(like: Tensor) -> torch.dtype | None:
     kind = like.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-def _scalar(name: str, value: Tensor) -> Tensor:
-    if not isinstance(value, Tensor) or value.ndim != 0:
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name} must return a scalar tensor, found {found}")
-    return value

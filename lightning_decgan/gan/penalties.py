@@ -1,7 +1,7 @@
 """Gradient penalties: terms of the discriminator's loss that keep its slope in check.
 
 A penalty is a function ``(discriminator, real, fake) -> scalar`` whose graph can be differentiated with respect to the
-discriminator's parameters (``create_graph``). It runs the discriminator by itself, once, in full precision and without
+discriminator's parameters (``create_graph``). It runs the discriminator by itself, once, without autocast and without
 compilation, because half-precision slopes underflow and compiled graphs cannot be differentiated twice. It never
 weights itself (the caller multiplies) and never sends a gradient into the generator.
 """
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_decgan.checks import check_integer
-from lightning_decgan.gan.checks import number
+from lightning_decgan.gan.checks import number, scalar
+from lightning_decgan.gan.game import full_precision
 
 __all__ = [
     "PENALTIES",
@@ -106,7 +107,8 @@ def dragan(discriminator: Critic, real: Tensor, fake: Tensor | None = None) -> T
 
     .. math::
         P = E_{x, \delta} \, (\|\nabla D(x + \delta)\|_2 - 1)^2, \qquad
-        \delta = \tfrac12 \, \mathrm{std}(x) \, \epsilon, \quad \epsilon \sim U[0, 1] \text{ per pixel}
+        \delta = \tfrac12 \, \alpha \, \mathrm{std}(x) \, \epsilon, \quad
+        \alpha \sim U[0, 1] \text{ per sample}, \quad \epsilon \sim U[0, 1] \text{ per pixel}
 
     with the standard deviation over the whole batch, as in the authors' program (the paper writes Gaussian noise).
 
@@ -127,7 +129,8 @@ def dragan(discriminator: Critic, real: Tensor, fake: Tensor | None = None) -> T
         >>> dragan(linear, torch.zeros(3, 1, 2, 2)).item()
         9.0
     """
-    around = real + 0.5 * real.std() * torch.rand_like(real)
+    alpha = torch.rand(len(real), *[1] * (real.ndim - 1), device=real.device, dtype=real.dtype)
+    around = real + 0.5 * alpha * real.std() * torch.rand_like(real)
     return (_slope(discriminator, around).norm(dim=1) - 1).square().mean()
 
 
@@ -139,7 +142,7 @@ def _slope(discriminator: Critic, images: Tensor) -> Tensor:
     with torch.enable_grad(), autocast_off, torch.compiler.set_stance("force_eager"):
         logits = discriminator(images)
         (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.flatten(1)
+    return full_precision(gradient).flatten(1)
 
 
 PENALTIES: dict[str, Penalty] = {"r1": r1, "wgan_gp": wgan_gp, "dragan": dragan}
@@ -218,10 +221,14 @@ class LazyPenalty:
         return self.weight > 0 and step % self.every_steps == 0
 
     def __call__(self, discriminator: Critic, real: Tensor, fake: Tensor) -> Tensor:
-        """The penalty, weighted."""
+        """The penalty, weighted.
+
+        Raises:
+            ValueError: It is no scalar.
+        """
         penalty = get_penalty(self.penalty)
         assert penalty is not None
-        return self.weight * self.every_steps * penalty(discriminator, real, fake)
+        return self.weight * self.every_steps * scalar("penalty", penalty(discriminator, real, fake))
 
 
 def lazy_penalties(
@@ -230,7 +237,7 @@ def lazy_penalties(
     """What a user gave as a penalty, as a tuple of none, one or several.
 
     Args:
-        penalty: None, a name, a callable, or a list of :class:`LazyPenalty`.
+        penalty: None, a name, a callable, or one or a list of :class:`LazyPenalty`.
         weight: Of a name or a callable.
         every_steps: Of a name or a callable.
 
@@ -243,6 +250,8 @@ def lazy_penalties(
     """
     if penalty is None:
         return ()
+    if isinstance(penalty, LazyPenalty):  # it brings a weight and an interval
+        return (penalty,)
     if isinstance(penalty, Sequence) and not isinstance(penalty, str):
         for one in penalty:
             if not isinstance(one, LazyPenalty):

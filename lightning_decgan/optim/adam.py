@@ -91,7 +91,6 @@ class OptimisticAdam(OptimisticOptimizer):
         **OptimisticOptimizer._absent,
         "amsgrad": False,
         "fused": False,
-        "decoupled_weight_decay": False,
     }
 
     def __init__(
@@ -123,6 +122,8 @@ class OptimisticAdam(OptimisticOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:  # torch's AdamW has not always said so: what this optimizer was made with holds
+            group.setdefault("decoupled_weight_decay", self.defaults["decoupled_weight_decay"])
         for parameter_state in self.state.values():
             if "step" in parameter_state and not isinstance(parameter_state["step"], Tensor):
                 parameter_state["step"] = torch.tensor(float(parameter_state["step"]), dtype=torch.float32)

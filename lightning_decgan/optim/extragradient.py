@@ -69,10 +69,10 @@ class Extragradient(OptimisticOptimizer):
             with torch.enable_grad():
                 loss = closure()
         self._refuse_sparse_gradients()
-        for parameter, anchor in self._anchors.items():
+        super().step()
+        for parameter, anchor in self._anchors.items():  # those without a second gradient
             parameter.copy_(anchor)
         self._anchors.clear()
-        super().step()
         return loss
 
     def lookahead(self, parameter: Tensor) -> Tensor | None:
@@ -80,6 +80,10 @@ class Extragradient(OptimisticOptimizer):
         return None
 
     def _move(self, bundle: Bundle, updates: TensorList) -> None:
+        # Only now: weight decay, part of the update, is taken where the gradient was taken.
+        for parameter in bundle.parameters:
+            if (anchor := self._anchors.pop(parameter, None)) is not None:
+                parameter.copy_(anchor)
         torch._foreach_sub_(bundle.points, updates)
 
 

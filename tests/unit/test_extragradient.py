@@ -93,3 +93,24 @@ def test_optimizers_by_name():
     for wrong in ("Optimizer", "lr_scheduler", "adam", ""):
         with pytest.raises(ValueError, match=r"optimizer must be a class of .*, found"):
             get_optimizer(wrong)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_weight_decay_is_taken_where_the_gradient_was_taken(decoupled):
+    lr, decay, x, first, second = 0.1, 0.5, 2.0, 1.0, -3.0
+    weight = torch.nn.Parameter(torch.tensor([x], dtype=torch.float64))
+    if decoupled:
+        optimizer = ExtraAdam([weight], lr=lr, betas=(0.0, 0.0), eps=0, weight_decay=decay, decoupled_weight_decay=True)
+    else:
+        optimizer = ExtraSGD([weight], lr=lr, weight_decay=decay)
+
+    def update(gradient, point):  # with these betas Adam's step is the gradient's sign
+        return lr * ((np.sign(gradient) if decoupled else gradient) + decay * point)
+
+    weight.grad = torch.tensor([first], dtype=torch.float64)
+    optimizer.extrapolate()
+    z = x - update(first, x)
+    assert weight.item() == pytest.approx(z, rel=1e-12)
+    weight.grad = torch.tensor([second], dtype=torch.float64)
+    optimizer.step()
+    assert weight.item() == pytest.approx(x - update(second, z), rel=1e-12)

@@ -175,6 +175,14 @@ def test_a_wholly_frozen_player_rests_and_the_other_goes_on(tmp_path):
     assert watch.moved == [{"d"}] * 4
 
 
+def test_beside_a_frozen_player_a_batch_on_which_the_other_is_not_on_turn_moves_nobody(tmp_path):
+    watch, gan = Watch(), make(generator_every_steps=2)
+    gan.discriminator.requires_grad_(False)
+    fit(gan, tmp_path, callbacks=[watch])
+    assert watch.moved == [{"g", "e"}, set()] * 2
+    assert gan.batches_seen == 4
+
+
 def test_a_rate_schedule_steps_once_per_training_batch_for_both_players(tmp_path):
     rates = []
 

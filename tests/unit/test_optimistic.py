@@ -561,6 +561,10 @@ def test_states_saved_before_an_option_existed_load_with_the_option_off() -> Non
     assert all(isinstance(step, Tensor) and step.dtype == torch.float32 and step == 3 for step in steps)
     train(loaded, loaded.param_groups[0]["params"], range(3, 4))
 
+    decoupled = OptimisticAdam(parameters(), decoupled_weight_decay=True)  # for a state of torch's AdamW, which had no
+    decoupled.load_state_dict(old)  # such setting once
+    assert decoupled.param_groups[0]["decoupled_weight_decay"]
+
     sgd = OptimisticSGD(parameters())
     old = sgd.state_dict()
     for name in ("nesterov", "maximize", "foreach"):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_decgan.gan.networks import DCGANDiscriminator
-from lightning_decgan.gan.penalties import PENALTIES, LazyPenalty, dragan, get_penalty, r1, wgan_gp
+from lightning_decgan.gan.penalties import PENALTIES, LazyPenalty, dragan, get_penalty, lazy_penalties, r1, wgan_gp
 
 SHAPE = (5, 2, 3, 3)
 
@@ -126,7 +126,9 @@ def test_dragan_of_a_quadratic_critic_is_taken_around_the_real_images(images):
     torch.manual_seed(3)
     found = dragan(Quadratic(1.5), real, fake).item()
     torch.manual_seed(3)
-    around = real + 0.5 * real.std() * torch.rand(SHAPE, dtype=torch.float64)
+    alpha = torch.rand(len(real), 1, 1, 1, dtype=torch.float64)
+    perturbed = real + 0.5 * real.std() * torch.rand(SHAPE, dtype=torch.float64)
+    around = real + alpha * (perturbed - real)  # a point between an image and its neighbour, as the authors draw it
     assert found == pytest.approx((1.5 * around.flatten(1).norm(dim=1) - 1).square().mean().item(), rel=1e-13)
     assert found != pytest.approx((1.5 * real.flatten(1).norm(dim=1) - 1).square().mean().item(), rel=1e-3)
 
@@ -160,3 +162,23 @@ def test_wgan_gp_refuses_batches_of_two_shapes(images):
     real, fake = images
     with pytest.raises(ValueError, match=r"fake must have the shape of real, \(5, 2, 3, 3\), found \(4, 2, 3, 3\)"):
         wgan_gp(Quadratic(1.0), real, fake[:4])
+
+
+def test_a_single_lazy_penalty_keeps_its_own_weight_and_interval():
+    lazy = LazyPenalty("r1", weight=0.1, every_steps=16)
+    assert lazy_penalties(lazy, weight=10.0, every_steps=1) == (lazy,)
+
+
+@pytest.mark.parametrize(("returned", "found"), [(torch.ones(5), r"\(5,\)"), (0.5, "float")])
+def test_a_penalty_that_is_no_scalar_is_named(images, returned, found):
+    with pytest.raises(ValueError, match=f"penalty must return a scalar tensor, found {found}"):
+        LazyPenalty(lambda discriminator, real, fake: returned)(Quadratic(1.0), *images)
+
+
+def test_slopes_of_half_precision_weights_are_compared_with_one_in_single_precision(images):
+    real = images[0].bfloat16()
+    critic = Quadratic(1.5).bfloat16()
+    found = wgan_gp(critic, real, real)
+    slopes = (critic.a * real).float().flatten(1)  # each as bfloat16 has it; their norm and its distance from 1 are not
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx((slopes.norm(dim=1) - 1).square().mean().item(), rel=1e-2)
