@@ -20,6 +20,7 @@ from torch import Tensor
 
 # What the part that is kept for testing is called where it is not "test".
 _TEST_SPLITS = {"CLEVRClassification": "val", "ImageNet": "val", "Imagenette": "val", "Places365": "val"}
+_TRAINING_SPLITS = ("train", "extra", "unlabeled")
 # LSUN's databases: lmdb opens each only once in a process, however many DataModules read it.
 _DATABASES: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _RESERVED = ("root", "download", "transform", "target_transform", "transforms")
@@ -96,13 +97,17 @@ def default_test_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str,
         arguments: Those that open the part for training.
 
     Returns:
-        What replaces them, or is added.
+        What replaces them, or is added; ``None`` too where they open something else than a part for training, which may
+        hold the images of the test part.
     """
     parameters = inspect.signature(dataset_class(name)).parameters
     if "train" in parameters:
-        return {"train": False}
+        return {"train": False} if arguments.get("train", True) else None
     # A split without a default is something else: EMNIST's sets of characters.
     if "split" in parameters and parameters["split"].default is not inspect.Parameter.empty:
+        split = str(arguments.get("split", parameters["split"].default))
+        if not split.startswith(_TRAINING_SPLITS):  # LFWPeople's "10fold" is everybody, those of its test part too
+            return None
         return {"split": _TEST_SPLITS.get(name, "test")}
     if name == "LSUN":
         classes = arguments.get("classes", "train")
@@ -220,7 +225,8 @@ def read_classes(dataset: Any, labels: Tensor, choice: bool | str) -> dict[int, 
     if isinstance(names, (list, tuple)) and names:
         # ImageNet has several names a class; LSUN's say which part of the data they are.
         first = (name if isinstance(name, str) else str(name[0]) for name in names)
-        return {number: name.removesuffix("_train") for number, name in enumerate(first)}
+        named = {number: name.removesuffix("_train") for number, name in enumerate(first)}
+        return {number: name for number, name in named.items() if name != "N/A"}  # EMNIST's letters begin at 1
     return {label: str(label) for label in labels.unique().tolist()}
 
 

@@ -87,6 +87,23 @@ class LSUN(VisionDataset):
         self.dbs = [range(6), range(3)]
 
 
+class Folds(Numbers):
+    """In the manner of LFWPeople: by default all images, those for testing too."""
+
+    def __init__(self, root, split="10fold"):
+        super().__init__(root, "test" if split == "test" else "train")
+
+
+class Letters(VisionDataset):
+    """In the manner of EMNIST's letters: numbered from 1, with a name for 0 all the same."""
+
+    classes = ("N/A", "a", "b")
+
+    def __init__(self, root):
+        super().__init__(root, 12)
+        self.targets = [1 + index % 2 for index in range(12)]
+
+
 class Hidden(VisionDataset):
     """Keeps its targets nowhere to be found."""
 
@@ -135,7 +152,22 @@ class Rootless(VisionDataset):
         super().__init__("", size)
 
 
-CLASSES = (VisionDataset, Shapes, Numbers, Faces, LSUN, Hidden, Signs, Packed, Strings, Arrays, Empty, Rootless)
+CLASSES = (
+    VisionDataset,
+    Shapes,
+    Numbers,
+    Faces,
+    LSUN,
+    Folds,
+    Letters,
+    Hidden,
+    Signs,
+    Packed,
+    Strings,
+    Arrays,
+    Empty,
+    Rootless,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +215,20 @@ def test_the_part_for_testing_is_the_test_set(root):
     hidden = make("Hidden", root)
     hidden.setup("test")
     assert len(hidden.test_dataloader().dataset) == len(hidden.val_dataset)
+
+
+def test_where_all_images_or_those_for_testing_are_trained_on_there_is_no_test_set(root):
+    assert source.default_test_arguments("Folds", {}) is None
+    assert source.default_test_arguments("Folds", {"split": "train"}) == {"split": "test"}
+    assert source.default_test_arguments("Numbers", {"split": "test"}) is None
+    assert source.default_test_arguments("Shapes", {"train": False}) is None
+
+
+def test_a_name_that_stands_for_no_class_is_none(root):
+    module = make("Letters", root)
+    module.setup()
+    assert (module.num_classes, module.class_names) == (2, ("a", "b"))
+    assert sorted(set(module.load().labels.tolist())) == [0, 1]
 
 
 def test_the_parts_of_lsun_are_named_by_category():
