@@ -8,7 +8,6 @@ the network whose features they compare, and are never called FID.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sized
 from typing import Any
 
@@ -120,6 +119,7 @@ class FidelityCallback(Callback):
             )
         self.history: list[dict[str, float]] = []
         self._knows_real = False
+        self._real_of_workers: int | None = None
 
     @property
     def features_name(self) -> str:
@@ -172,9 +172,13 @@ class FidelityCallback(Callback):
             self.check_real_images(len(images))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets the last measurement's images."""
+        """Forgets the last measurement's images; the real ones too where they are dealt out to others than then."""
         self.fidelity.to(pl_module.device)
         self.fidelity.reset()
+        workers = _dealt_among(trainer)
+        if self._knows_real and workers != self._real_of_workers:
+            self.fidelity.real_features, self._knows_real = [], False
+        self._real_of_workers = workers
 
     def on_validation_batch_end(
         self,
@@ -218,8 +222,14 @@ class FidelityCallback(Callback):
         """Whether this is a sanity check on a part of the images, or one of a resumed run, which has its scores."""
         if not trainer.sanity_checking:
             return False
-        whole = math.inf in trainer.num_val_batches or trainer.num_sanity_val_batches == trainer.num_val_batches
-        return not whole or bool(self.history)
+        return trainer.num_sanity_val_batches != trainer.num_val_batches or bool(self.history)
+
+
+def _dealt_among(trainer: Trainer) -> int:
+    """How many workers share the validation images of this validation: fewer once some are lost."""
+    loaders = tree_leaves(trainer.val_dataloaders)
+    sampler = getattr(loaders[0], "sampler", None) if loaders else None
+    return int(getattr(sampler, "num_replicas", trainer.world_size))
 
 
 def _scores(entry: dict[str, float]) -> dict[str, float]:

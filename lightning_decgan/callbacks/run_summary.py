@@ -20,8 +20,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_decgan.callbacks.batches import training_batches
 from lightning_decgan.callbacks.class_histogram import ClassHistogram
 from lightning_decgan.callbacks.fidelity import FidelityCallback, images_of
-from lightning_decgan.callbacks.files import write_json_atomically
 from lightning_decgan.callbacks.sample_grid import SampleGrid
+from lightning_decgan.files import write_json_atomically
 
 REFRESH_SECONDS = 10.0
 """Seconds between two writings while training: a run whose workers are killed leaves at most so much untold."""
@@ -83,10 +83,14 @@ class RunSummary(Callback):
         self._workers = state_dict.get("workers")
         self._earlier_seconds = float(state_dict["seconds"])
         self._earlier_validation_seconds = float(state_dict["validation_seconds"])
+        self._validation_seconds, self._started = 0.0, None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leaves a file that says the run began, in case that its end is never reached."""
         self._began = True
+        # Another fit with this very callback goes on counting where the last one ended.
+        self._earlier_seconds, self._started, self._ended = self._seconds(), None, None
+        self._per_worker = self._events = None
         self._write(trainer, "running")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lightning_decgan.callbacks.batches import training_batches
-from lightning_decgan.callbacks.files import write_bytes_atomically
 from lightning_decgan.checks import check_integer
+from lightning_decgan.files import write_bytes_atomically
 from lightning_decgan.gan.sampling import Sampling, evaluating, seeded
 
 VISIBLE_SIDE_PIXELS = 48

@@ -1,1 +1,1 @@
-"""The command `decgan`: each sub-command in a module of its name. Nothing heavy is imported before a sub-command is known."""
+"""The command `decgan`, each sub-command in a module of its name; nothing heavy is imported before it is known."""

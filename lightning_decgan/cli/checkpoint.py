@@ -8,7 +8,6 @@ of torch.optim are made, unless the user says that the file can be trusted. Noth
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +18,17 @@ import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lightning_decgan.cli.errors import UsageError, one_line
+from lightning_decgan.data import ImageDataModule
 from lightning_decgan.gan import DecentralizedGANModule
 from lightning_decgan.strategy import checkpoint as checkpoints
 
 KEY = "decgan"
+SPLIT_KEY = "decgan_split"
 TRUSTED_PACKAGES = ("lightning_decgan.gan", "lightning_decgan.optim", "lightning_decgan.data", "torch.optim")
 
 
@@ -51,7 +53,7 @@ def embedded_config(config: DictConfig) -> str:
 
 
 class EmbedConfig(Callback):
-    """Writes the configuration into every checkpoint, under one key.
+    """Writes the configuration into every checkpoint, and the digest of which images were held back from training.
 
     Args:
         text: what `embedded_config` returned.
@@ -68,8 +70,24 @@ class EmbedConfig(Callback):
         self.text = text
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the text."""
+        """Adds both."""
         checkpoint[KEY] = self.text
+        split = _split_of(trainer)
+        if split is not None:
+            checkpoint[SPLIT_KEY] = split
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Says so where a resumed run holds other images back than the run that it goes on with."""
+        if checkpoint.get(SPLIT_KEY, split := _split_of(trainer)) != split:
+            rank_zero_warn(
+                "the data is not what it was when the checkpoint was saved (files, labels, validation_fraction or"
+                " seed): other images are held back now, so some of the validation images have been trained on"
+            )
+
+
+def _split_of(trainer: Trainer | None) -> str | None:
+    data = getattr(trainer, "datamodule", None)
+    return data.split_digest() if isinstance(data, ImageDataModule) else None
 
 
 @dataclass(frozen=True)
@@ -81,6 +99,7 @@ class TrainedModel:
         config: `{"model": ..., "data": ...}` as it was trained.
         path: of the checkpoint.
         shards: of a decentralized run: how to find each worker's own state, by rank; else empty.
+        split: `ImageDataModule.split_digest` of the data that it was trained on; None where nobody knows.
 
     Example:
         >>> TrainedModel(None, {}, Path("x.ckpt"), [{"worker": 1}, {"worker": 3}]).workers
@@ -91,6 +110,7 @@ class TrainedModel:
     config: dict[str, Any]
     path: Path
     shards: list[dict[str, Any]] = field(default_factory=list)
+    split: str | None = None
 
     @property
     def workers(self) -> list[int]:
@@ -122,7 +142,7 @@ def load_trained(path: str | Path, *, trust_targets: bool = False) -> TrainedMod
         raise UsageError(f"checkpoint {path} {'is not a file' if path.exists() else 'does not exist'}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # bytes that are no checkpoint can raise anything
         raise UsageError(
             f"{path} cannot be read as a checkpoint of plain tensors and values: {one_line(error).split('. ')[0]}"
         ) from error
@@ -144,7 +164,7 @@ def load_trained(path: str | Path, *, trust_targets: bool = False) -> TrainedMod
         model.load_state_dict(content["state_dict"])
     except (HydraException, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise UsageError(f"no model can be made of {path}: {one_line(error)}") from error
-    return TrainedModel(cast(DecentralizedGANModule, model.eval()), config, path, shards)
+    return TrainedModel(cast(DecentralizedGANModule, model.eval()), config, path, shards, content.get(SPLIT_KEY))
 
 
 def require_workers(trained: TrainedModel) -> None:

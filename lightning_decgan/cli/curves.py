@@ -87,7 +87,8 @@ among those of logger=default)
         raise UsageError(f"run has no {path}; the logger csv writes it (it is among those of logger=default)")
     series: dict[str, Series] = {}
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
+        # of a run that goes on the last line may be half written, and half a number is a number too
+        for row in csv.DictReader(line for line in file if line.endswith("\n")):
             step = _number(row.get("step"))
             if step is None:
                 continue
@@ -122,7 +123,7 @@ def panels_of(series: dict[str, Series]) -> list[tuple[str, dict[str, Series]]]:
     ]
     for name in sorted(series):
         if name.startswith("fidelity/"):
-            _, features, score = name.split("/", 2)
+            features, _, score = name.removeprefix("fidelity/").rpartition("/")
             panels.append((f"{score} (features: {features})", {score: series[name]}))
     distance = "gossip/relative_consensus_distance"
     if distance in series:
@@ -205,15 +206,16 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
         >>> running_mean([1.0, 3.0, 5.0], 2)
         [1.0, 2.0, 4.0]
     """
-    means, total = [], 0.0
-    for place, value in enumerate(values):
-        total += value - (values[place - width] if place >= width else 0.0)
-        means.append(total / min(place + 1, width))
+    import numpy as np
+
+    # each window is summed by itself: in a running sum one huge value would drown all after it
+    sums = np.convolve(values, np.ones(width))[: len(values)]
+    means: list[float] = (sums / np.minimum(np.arange(1, len(values) + 1), width)).tolist()
     return means
 
 
 def _number(text: str | None) -> float | None:
-    """The number in a cell, None of an empty one, of NaN, and of half a line that is just being written."""
+    """The number in a cell, None of an empty one and of NaN."""
     try:
         value = float(text) if text else math.nan
     except ValueError:

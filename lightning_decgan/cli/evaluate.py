@@ -105,9 +105,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("weights are those of --features inception: add it, or leave --weights out")
     if arguments.picture is not None and not arguments.memorization:
         raise UsageError("picture is that of --memorization: add it, or leave --picture out")
-    from lightning_decgan.callbacks.files import write_json_atomically
     from lightning_decgan.cli.checkpoint import load_trained, require_workers
     from lightning_decgan.cli.pictures import check_picture_name
+    from lightning_decgan.files import write_json_atomically
 
     check_picture_name("picture", arguments.picture, (".png",))
     trained = load_trained(arguments.checkpoint, trust_targets=arguments.trust_targets)
@@ -160,6 +160,7 @@ def _data_and_features(arguments: argparse.Namespace, trained: TrainedModel) -> 
     from hydra.errors import HydraException
     from hydra.utils import instantiate
 
+    from lightning_decgan.data import ImageDataModule
     from lightning_decgan.metrics import import_features, train_classifier_features
     from lightning_decgan.metrics.inception import inception_features
 
@@ -169,16 +170,29 @@ def _data_and_features(arguments: argparse.Namespace, trained: TrainedModel) -> 
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise UsageError(f"device {arguments.device!r} is not to be had here: {one_line(error)}") from error
     data_config = dict(trained.config["data"])
+    downloads = bool(data_config.get("download"))
+    if downloads:  # training may have fetched the data: here nothing is
+        data_config["download"] = False
     if arguments.data_root is not None:
         data_config["root"] = arguments.data_root
     try:
         datamodule = instantiate(data_config, _convert_="all")
+        if not isinstance(datamodule, ImageDataModule):
+            raise UsageError(f"data must be an ImageDataModule to be scored, found {type(datamodule).__name__}")
         datamodule.setup("fit")
     except HydraException as error:
         raise UsageError(f"data: {one_line(error.__cause__ or error)}") from error
     except (ValueError, OSError) as error:
-        hint = "; decgan evaluate itself downloads nothing" if data_config.get("download") else ""
+        hint = "; decgan evaluate itself downloads nothing" if downloads else ""
         raise UsageError(f"data: {one_line(error)}{hint}") from error
+    if trained.split not in (None, datamodule.split_digest()) and (
+        arguments.part == "validation" or arguments.memorization
+    ):
+        raise UsageError(
+            f"data: the images or their split are not those that {trained.path} was trained on, so images held back"
+            " here may have been trained on; give the data of the run (--data-root), or use --part test without"
+            " --memorization"
+        )
     try:
         if arguments.features == "inception":
             network: Any = inception_features(arguments.weights)

@@ -118,7 +118,7 @@ def save_figure(figure: Figure, path: str | Path, **metadata: str) -> Path:
         >>> save_figure(Figure(), Path(tempfile.mkdtemp()) / "empty.png", Title="nothing").name
         'empty.png'
     """
-    from lightning_decgan.callbacks.files import write_bytes_atomically
+    from lightning_decgan.files import write_bytes_atomically
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=PAPER, metadata=metadata)
@@ -146,7 +146,7 @@ def save_animation(frames: Sequence[Tensor], path: Path, milliseconds: int) -> P
     """
     from PIL import Image
 
-    from lightning_decgan.callbacks.files import write_bytes_atomically
+    from lightning_decgan.files import write_bytes_atomically
 
     arrays = [frame.permute(1, 2, 0).contiguous().numpy() for frame in frames]
     images = [Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array) for array in arrays]

@@ -134,8 +134,8 @@ def train(config: DictConfig) -> dict[str, Any] | None:
         raise UsageError(one_line(error)) from error
     from lightning.pytorch import seed_everything
 
-    from lightning_decgan.callbacks.files import write_bytes_atomically
     from lightning_decgan.callbacks.run_summary import cause_of
+    from lightning_decgan.files import write_bytes_atomically
     from lightning_decgan.strategy.launcher import let_parametrized_layers_travel
 
     write_bytes_atomically(run_dir / "config.yaml", resolved.encode())

@@ -238,6 +238,18 @@ class ImageDataModule(LightningDataModule, ABC):
         digest.update(self.train_labels.numpy().data)
         return int.from_bytes(digest.digest()[:8]) >> 2
 
+    def split_digest(self) -> str:
+        """Digest of what decides which images are held back (after :meth:`setup`), without reading any image.
+
+        How many there are, their labels and file names in order, the fraction and the seed: with one file more or less
+        other images are drawn, and some that one run trained on would be another's validation images.
+        """
+        images = self._loaded()
+        digest = hashlib.sha256(repr((len(images), self.validation_fraction, self.seed)).encode())
+        digest.update(labels_of(images).numpy().data)
+        digest.update("\0".join(getattr(images, "paths", ())).encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
     def fingerprint(self) -> str:
         """Digest of all images and labels, their sizes and the split (after :meth:`setup`): equal means equal data.
 

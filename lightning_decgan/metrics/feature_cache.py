@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import math
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lightning_decgan.files import write_bytes_atomically
 
 CACHE_VARIABLE = "DECGAN_CACHE_DIR"
 """The environment variable that names the cache folder."""
@@ -72,7 +74,7 @@ def exclusive(path: Path) -> Iterator[None]:
     descriptor = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
         deadline = time.monotonic() + _LOCK_TIMEOUT_SECONDS
         while time.monotonic() < deadline:
             try:
@@ -157,19 +159,9 @@ def write_tensors(path: Path, key: str, field: str, tensors: Mapping[str, Tensor
     """
     kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     content = {"key": key, **values, field: kept, "sha256": tensors_digest(kept)}
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", delete=False) as file:
-            temporary = file.name
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except OSError:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise
+    whole = io.BytesIO()  # torch answers a full disk with an error of its own kind
+    torch.save(content, whole)
+    write_bytes_atomically(path, whole.getbuffer())
 
 
 def load_weights(path: Path, key: str, network: nn.Module) -> float | None:

@@ -143,7 +143,7 @@ class Memorization:
         images as the data does, towards 0 for one that copies. ``nearer`` is the probability that a sample lies nearer
         to its training image than a held-out image does to its own, 0.5 for new images, 1 for copies, and ``z`` tells
         whether that is chance (see :func:`rank_test`). ``share_below_1_percent`` is the share of samples that are
-        nearer than all but one in a hundred held-out images, 0.01 for new images.
+        as near as the nearest hundredth of the held-out images, or nearer: 0.01 for new images, 1 for copies.
 
         A generator that draws only the most typical images has a small ratio too without copying any: look at the
         pictures. Many samples farther than held-out images (``z`` above 3) are samples unlike the data.
@@ -161,7 +161,7 @@ class Memorization:
             "ratio": median / held_out_median if held_out_median > 0 else float("nan"),
             "nearer": nearer,
             "z": z,
-            "share_below_1_percent": float((own < low).double().mean()),
+            "share_below_1_percent": float((own <= low).double().mean()),
         }
 
 

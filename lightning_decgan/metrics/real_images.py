@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_decgan.data.base import ImageDataModule
 from lightning_decgan.metrics.extraction import check_network, extract
@@ -100,9 +100,9 @@ def real_features(
             loader = DataLoader(dataset, batch_size=batch_size, num_workers=datamodule.num_workers)
             chunks = []
             text = f"features of {shape[0]} {part} images of {datamodule.name}"
-            with progress_bar(text, math.ceil(shape[0] / batch_size), progress) as advance, torch.no_grad():
+            with progress_bar(text, math.ceil(shape[0] / batch_size), progress) as advance:
                 for images, *_ in loader:
-                    chunks.append(extract(network, images.to(device), real=True).cpu())
+                    chunks.append(_features_of(network, images.to(device)))
                     advance()
             features = torch.cat(chunks)
             try:
@@ -142,11 +142,23 @@ def _load(path: Path, key: str, shape: tuple[int, int]) -> Tensor | None:
     return features
 
 
-@torch.no_grad()
-def _still_true(features: Tensor, dataset: Dataset[Any], network: nn.Module, device: torch.device) -> bool:
+def _still_true(features: Tensor, dataset: Any, network: nn.Module, device: torch.device) -> bool:
     images = torch.stack([dataset[index][0] for index in range(min(_COMPARED, len(features)))])
-    found, kept = extract(network, images.to(device), real=True).cpu(), features[: len(images)]
+    found, kept = _features_of(network, images.to(device)), features[: len(images)]
     return bool((found - kept).norm() <= _SAME * kept.norm())
+
+
+@torch.no_grad()
+def _features_of(network: nn.Module, images: Tensor) -> Tensor:
+    try:
+        return extract(network, images, real=True).cpu()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # torch's own, of a layer for other channels or another size
+        raise ValueError(
+            f"the feature network {network.name!r} must take images (n, {', '.join(map(str, images.shape[1:]))}):"
+            f" {error}"
+        ) from error
 
 
 def _file_name(text: str) -> str:

@@ -1,21 +1,25 @@
 """`decgan evaluate` beyond one table: each worker, other scorers and features, copies of training images."""
 
 import json
+import shutil
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
 from lightning_decgan.cli import checkpoint as checkpoints
 from lightning_decgan.cli import evaluation
-from lightning_decgan.cli.checkpoint import load_trained, worker_weights
+from lightning_decgan.cli.checkpoint import EmbedConfig, load_trained, worker_weights
 from lightning_decgan.cli.errors import UsageError
 from lightning_decgan.cli.evaluation import evaluate, memorization_report
 from lightning_decgan.cli.generated import generated_batches, generated_images
 from lightning_decgan.cli.main import main
-from lightning_decgan.data import DigitsDataModule, InMemoryImages
+from lightning_decgan.data import DigitsDataModule, ImageFolderDataModule, InMemoryImages
 from lightning_decgan.metrics import ClassifierFeatures, ExtractorFeatures, extractors, real_features
 from tests.checkpoints import tiny_checkpoint, with_shards
 
@@ -319,3 +323,53 @@ def test_a_sample_can_be_drawn_again_by_its_number(checkpoint):
     assert len(everything) == 300
     rows = [299, 0, 255, 256]
     assert torch.equal(generated_images(model, rows, 300, seed=2), everything[rows])
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory):
+    """A folder of 40 grey images, and a checkpoint trained on them."""
+    folder, generator = tmp_path_factory.mktemp("folder"), np.random.default_rng(0)
+    for number in range(40):
+        path = folder / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    words = ["data=image_folder", f"data.root={folder / 'images'}", "channels=1", "++data.validation_fraction=0.5"]
+    return tiny_checkpoint(folder, *words), folder / "images"
+
+
+def test_images_that_may_have_been_trained_on_are_not_taken_for_held_out_ones(folder_run, tmp_path, capsys, scored):
+    checkpoint, folder = folder_run
+    words = ("--scorer", "torchmetrics", "--kernel-subset-size", "5")
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    result, _ = scored(checkpoint, "--data-root", moved, *words)
+    assert result["real_images"] == 20
+    (moved / "a" / "0.png").rename(moved / "a" / "99.png")
+    for memorization in ((), ("--memorization",)):
+        line = fails(capsys, checkpoint, "--data-root", moved, *words, *memorization)
+        assert line.startswith("data: the images or their split are not those that")
+        assert "--part test" in line
+
+
+def test_a_resumed_run_with_other_images_says_so(folder_run, recwarn):
+    checkpoint, folder = folder_run
+    content = torch.load(checkpoint, weights_only=True)
+    data = ImageFolderDataModule(folder, batch_size=4, image_size=8, channels=1, validation_fraction=0.5)
+    data.setup("fit")
+    callback, trainer = EmbedConfig(""), SimpleNamespace(datamodule=data)
+    callback.on_load_checkpoint(trainer, None, content)
+    assert not [warning for warning in recwarn if "other images are held back" in str(warning.message)]
+    other = ImageFolderDataModule(folder, batch_size=4, image_size=8, channels=1, validation_fraction=0.4)
+    other.setup("fit")
+    with pytest.warns(UserWarning, match="other images are held back now"):
+        callback.on_load_checkpoint(SimpleNamespace(datamodule=other), None, content)
+    callback.on_load_checkpoint(SimpleNamespace(datamodule=None), None, content)
+
+
+def test_data_of_another_kind_than_images_is_named(checkpoint, tmp_path, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    config = yaml.safe_load(content["decgan"])
+    config["data"] = {"_target_": "lightning.pytorch.LightningDataModule"}
+    torch.save(content | {"decgan": yaml.safe_dump(config)}, tmp_path / "other.ckpt")
+    line = fails(capsys, tmp_path / "other.ckpt", "--trust-targets")
+    assert line == "data must be an ImageDataModule to be scored, found LightningDataModule"

@@ -173,6 +173,14 @@ def test_the_running_mean_is_that_of_numpy():
     values = np.random.default_rng(0).standard_normal(50)
     expected = [values[max(0, place - 6) : place + 1].mean() for place in range(50)]
     np.testing.assert_allclose(running_mean(values.tolist(), 7), expected, atol=1e-12)
+    assert running_mean([1.0, 1e20, 1.0, 1.0, 1.0], 2)[3:] == [1.0, 1.0]
+
+
+def test_half_a_number_is_no_number_and_a_feature_network_may_have_a_slash_in_its_name(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,d_loss\n9,1.0\n1234,2.0\n12")
+    assert read_metrics(tmp_path / "metrics.csv") == {"d_loss": ([10, 1235], [1.0, 2.0])}
+    ((title, _),) = panels_of({"fidelity/org/net/frechet_distance": ([1], [9.0])})
+    assert title == "frechet_distance (features: org/net)"
 
 
 def test_metrics_that_nobody_draws_are_named(tmp_path):

@@ -127,6 +127,9 @@ def test_a_file_that_is_no_checkpoint_is_refused_and_nothing_in_it_is_run(checkp
     assert "is not a file" in fails(capsys, "evaluate", tmp_path)
     (tmp_path / "text.ckpt").write_text("hello")
     assert "cannot be read as a checkpoint" in fails(capsys, "sample", tmp_path / "text.ckpt")
+    for opcode in ("seed: 0", "run"):  # text that pickle takes for instructions
+        (tmp_path / "text.ckpt").write_text(opcode)
+        assert "cannot be read as a checkpoint" in fails(capsys, "sample", tmp_path / "text.ckpt")
     (tmp_path / "half.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
     assert "cannot be read as a checkpoint" in fails(capsys, "sample", tmp_path / "half.ckpt")
 

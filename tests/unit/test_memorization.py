@@ -74,6 +74,13 @@ def test_a_few_copies_among_many_new_images_are_found_by_name():
     assert found.neighbors[copies, 0].tolist() == [17, 250]
 
 
+def test_copies_are_counted_where_held_out_images_are_copies_too():
+    training = draw(300, 5)
+    held_out = torch.cat([draw(97, 6), training[:3]])
+    found = check_memorization(torch.cat([training[100:150], draw(50, 8)]), training, held_out).numbers
+    assert found["share_below_1_percent"] == 0.5
+
+
 def test_as_many_held_out_images_as_generated_ones_are_drawn_by_the_seed():
     training, held_out, generated = draw(50, 1), draw(40, 2), draw(10, 3)
     first, again, other = (check_memorization(generated, training, held_out, seed=seed) for seed in (0, 0, 1))

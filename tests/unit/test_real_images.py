@@ -1,6 +1,8 @@
 """Features of real images: kept by what determines them, and made anew when their file is damaged."""
 
 import os
+import resource
+import signal
 import warnings
 
 import pytest
@@ -170,6 +172,27 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_and_nothing_else(tmp_pa
     assert torch.equal(found, real_features(Squares(), network(), cache_dir=tmp_path))
 
 
+def test_a_disk_that_is_full_costs_a_warning_and_leaves_nothing_behind(tmp_path):
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.warns(UserWarning, match="could not be cached"):
+            real_features(Squares(), network(), "train", cache_dir=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_cache_is_for_everybody_whom_the_umask_lets_in(tmp_path):
+    before = os.umask(0o002)
+    try:
+        real_features(Squares(), network(), cache_dir=tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o664}
+
+
 def test_the_digest_of_a_network_covers_every_buffer_and_dtype():
     one, other = network(), network()
     assert network_digest(one) == network_digest(other)
@@ -189,5 +212,9 @@ def test_bad_input_is_named(tmp_path):
         real_features(Squares(), torch.nn.Identity(), cache_dir=tmp_path)
     with pytest.raises(ValueError, match=r"images must be \(n, 1, 16, 16\), found \(10, 1, 8, 8\)"):
         real_features(Squares(), ClassifierFeatures(1, 16, 10).freeze(), cache_dir=tmp_path)
+    colours = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 8), torch.nn.Flatten())
+    colours.name, colours.num_features = "colours", 5
+    with pytest.raises(ValueError, match=r"network 'colours' must take images \(n, 1, 8, 8\): .*3 channels"):
+        real_features(Squares(), colours, cache_dir=tmp_path)
     digits = DigitsDataModule()
     assert real_features(digits, ClassifierFeatures(1, 8, 10).freeze(), cache_dir=tmp_path).shape == (359, 64)

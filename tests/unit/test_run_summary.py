@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_decgan.callbacks import (
     BatchProgressBar,
@@ -19,7 +19,7 @@ from lightning_decgan.callbacks import (
     StopAfterBatches,
     training_batches,
 )
-from lightning_decgan.callbacks.files import write_json_atomically
+from lightning_decgan.files import write_json_atomically
 from lightning_decgan.metrics import ClassifierFeatures
 
 
@@ -161,6 +161,29 @@ def test_a_sanity_check_on_a_part_of_the_images_is_not_scored(tmp_path):
     assert [entry["step"] for entry in callback.history] == [3, 6]
 
 
+def test_two_batches_of_a_loader_without_a_length_are_not_taken_for_all_images(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(images(32))
+
+    callback = FidelityCallback(features(), samples=40, kernel_subset_size=16)
+    settings = {"limit_train_batches": 2, "enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[callback], default_root_dir=tmp_path, **settings)
+    trainer.fit(Toy(), DataLoader(TensorDataset(images(20)), batch_size=5), DataLoader(Stream(), batch_size=4))
+    assert [entry["step"] for entry in callback.history] == [2]
+
+
+def test_kept_real_images_are_taken_anew_once_they_are_dealt_to_fewer_workers(tmp_path):
+    callback = FidelityCallback(features(), samples=40, kernel_subset_size=16, reset_real_features=False)
+    trainer = fit(tmp_path, Toy(), callbacks=[callback])
+    kept = len(callback.fidelity.real_features)
+    callback.on_validation_epoch_start(trainer, trainer.lightning_module)
+    assert (len(callback.fidelity.real_features), callback._knows_real) == (kept, True)
+    trainer.val_dataloaders.sampler.num_replicas = 3
+    callback.on_validation_epoch_start(trainer, trainer.lightning_module)
+    assert (len(callback.fidelity.real_features), callback._knows_real) == (0, False)
+
+
 def test_real_images_that_are_kept_give_the_same_scores_and_are_seen_once(tmp_path):
     histories, seen = [], []
     for again in (True, False):
@@ -223,6 +246,20 @@ def test_a_resumed_run_goes_on_counting_and_remembers_where_it_began(tmp_path):
     assert summary["seconds"] > seconds
     assert second.scores_before == first.scores_before
     assert [entry["step"] for entry in second.history] == [0, 3, 6, 9, 10]
+
+
+def test_a_second_fit_with_the_same_callbacks_goes_on_counting(tmp_path):
+    summary, found = RunSummary(tmp_path / "summary.json"), []
+    settings = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
+    for _ in range(2):
+        trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[summary], default_root_dir=tmp_path, **settings)
+        trainer.fit(Toy(), DataLoader(TensorDataset(images(20)), batch_size=5))
+        found.append(read(tmp_path))
+    once, twice = found
+    assert twice["seconds"] > once["seconds"]
+    assert (once["images_seen"], twice["images_seen"]) == (20, 40)
+    training_seconds = twice["seconds"] - twice["validation_seconds"]
+    assert twice["images_per_second"] == pytest.approx(twice["images_seen"] / training_seconds, rel=0.2, abs=0.2)
 
 
 @pytest.mark.parametrize(("before", "after", "share"), [(4, 2, 200.0), (2, 4, 50.0), (4, 4, 100.0), (None, 4, 100.0)])

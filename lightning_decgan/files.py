@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+def write_bytes_atomically(path: str | os.PathLike[str], content: bytes | memoryview) -> Path:
     """Writes `content` to `path`, making the folder if it is not there.
 
     Args:
@@ -37,6 +37,8 @@ def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> Path
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         # mkstemp makes private files; results are for everybody whom the user's umask lets read them
         umask = os.umask(0)
         os.umask(umask)
