@@ -108,6 +108,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._place: tuple[int, int] | None = None
         self._images: LabelledImages | None = None
         self._images_digest: str | None = None
+        self._split_digest: str | None = None
         self._test_images: LabelledImages | None = None
         self._train_indices: list[int] = []
         self._validation_indices: list[int] = []
@@ -239,16 +240,18 @@ class ImageDataModule(LightningDataModule, ABC):
         return int.from_bytes(digest.digest()[:8]) >> 2
 
     def split_digest(self) -> str:
-        """Digest of what decides which images are held back (after :meth:`setup`), without reading any image.
+        """Digest of what decides which images are held back (after :meth:`setup`), read from labels and names alone.
 
         How many there are, their labels and file names in order, the fraction and the seed: with one file more or less
         other images are drawn, and some that one run trained on would be another's validation images.
         """
-        images = self._loaded()
-        digest = hashlib.sha256(repr((len(images), self.validation_fraction, self.seed)).encode())
-        digest.update(labels_of(images).numpy().data)
-        digest.update("\0".join(getattr(images, "paths", ())).encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        if self._split_digest is None:
+            images = self._loaded()
+            digest = hashlib.sha256(repr((len(images), self.validation_fraction, self.seed)).encode())
+            digest.update(labels_of(images).numpy().data)
+            digest.update("\0".join(getattr(images, "paths", ())).encode(errors="surrogateescape"))
+            self._split_digest = digest.hexdigest()
+        return self._split_digest
 
     def fingerprint(self) -> str:
         """Digest of all images and labels, their sizes and the split (after :meth:`setup`): equal means equal data.

@@ -122,8 +122,10 @@ def test_a_run_goes_on_from_its_checkpoint_and_the_checkpoint_unpickles_nothing(
     checkpoint = run_folder(run[0]) / "checkpoints" / "last.ckpt"
     content = torch.load(checkpoint, weights_only=True)
     assert "_target_" in content["decgan"]
+    assert len(content["decgan_split"]) == 64
     result = decgan("train", "debug=default", "strategy.rounds=2", "steps=6", f"ckpt_path={checkpoint}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "other images are held back" not in result.stderr
     before, after = summary_of(run_folder(run[0])), summary_of(run_folder(tmp_path))
     assert (after["steps"], after["images_seen"]) == (6, 2 * 6 * 8)
     assert after["scores_before"] == before["scores_before"]
